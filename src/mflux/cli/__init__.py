@@ -1,0 +1,1 @@
+"""argv to Request, nothing else."""

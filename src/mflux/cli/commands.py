@@ -1,0 +1,85 @@
+"""The commands, as one table."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mflux.cli.options import SHARED, Option, real
+from mflux.errors import UsageError
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command that draws pictures.  conditions: from the values of its flags; default_model: without --model."""
+
+    name: str
+    summary: str
+    task: str
+    options: tuple[Option, ...]
+    conditions: Callable[[Values], tuple[Any, ...]]
+    default_model: str = ""
+
+
+def generate_conditions(values: Values) -> tuple[Any, ...]:
+    image, mask, strength = values.get("image"), values.get("mask"), values.get("image_strength")
+    if image is None:
+        for name, given in (("mask", mask), ("image_strength", strength)):
+            if given is not None:
+                raise UsageError("there is no image for it", "give `--image-path` too", name)
+        return ()
+    from mflux.conditions import ImageToImage, Inpaint
+
+    if mask is not None:
+        return (Inpaint(image, mask, image_strength=strength),)
+    return (ImageToImage(image, image_strength=strength),)
+
+
+def fill_conditions(values: Values) -> tuple[Any, ...]:
+    for name, what in (("image", "`--image-path`"), ("mask", "`--masked-image-path`")):
+        if name not in values:
+            raise UsageError(f"{what} is missing", "give the picture and a mask of its size, white where to paint")
+    from mflux.conditions import Fill
+
+    return (Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
+
+
+COMMANDS = (
+    Command(
+        "mflux-generate",
+        "Draw pictures from a prompt, or from a prompt and a picture.",
+        "base",
+        (
+            *SHARED,
+            Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
+            Option(
+                "--image-strength",
+                "ImageToImage.image_strength Inpaint.image_strength",
+                "0 to below 1; higher stays closer to the picture (default 0.4; with a mask: 0)",
+                {"type": real},
+            ),
+            Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
+        ),
+        generate_conditions,
+    ),
+    Command(
+        "mflux-generate-fill",
+        "Repaint the white part of a mask with a Fill model; every other byte stays.",
+        "fill",
+        (
+            *SHARED,
+            Option("--image-path", "Fill.image", "the picture"),
+            Option("--masked-image-path --mask-path", "Fill.mask", "its mask: white is painted, black is kept"),
+            Option(
+                "--no-composite",
+                "Fill.composite",
+                "do not put the picture's own pixels back outside the mask",
+                {"action": "store_true"},
+            ),
+        ),
+        fill_conditions,
+        default_model="fill",
+    ),
+)
+BY_NAME = {command.name: command for command in COMMANDS}

@@ -1,0 +1,244 @@
+"""Every image command: flags to a request, a request to files.
+
+Paths of written files go to stdout, everything else to stderr.  Whatever can be wrong with the words is found before
+mlx is imported, and whatever can be wrong with the files before a weight is read.
+"""
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mflux.cli.commands import BY_NAME, Command
+from mflux.cli.parse import parse, show
+from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
+from mflux.errors import MfluxError, UsageError
+
+AUTO_SEED_MAX = 10_000_000
+MAX_SEEDS = 1_000_000
+MAX_PROMPT_BYTES = 1_000_000
+log = logging.getLogger("mflux")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the command line adds to a request: where words come from and files go."""
+
+    model: str | None = None
+    path: str | None = None
+    prompt: str | None = None
+    prompt_file: str | None = None
+    seed: Sequence[int] = ()
+    auto_seeds: int | None = None
+    output: str = "image.png"
+    batch_size: int | None = None
+    metadata: bool = False
+    no_metadata: bool = False
+
+
+def generate() -> int:
+    return main(BY_NAME["mflux-generate"])
+
+
+def fill() -> int:
+    return main(BY_NAME["mflux-generate-fill"])
+
+
+def main(command: Command, argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code.  The one place that turns exceptions into words."""
+    set_up_log()
+    try:
+        draw(command, parse(command, sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return 0
+    except MfluxError as error:
+        show(error, command)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished pictures are kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our stdout has gone
+        return 1
+    except Exception as error:
+        if os.environ.get("MFLUX_DEBUG"):
+            raise
+        words = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or "alloc" in words.lower():
+            show(MfluxError(f"out of memory ({words})", "draw smaller or fewer pictures at once, or quantize"), command)
+        else:
+            show(MfluxError(f"unexpected {words}", "`MFLUX_DEBUG=1` shows where; please report it"), command)
+        return 1
+
+
+def draw(command: Command, values: dict[str, Any]) -> None:
+    """Check the words, plan, then draw and save picture by picture."""
+    run = Run(**pick(Run, values))
+    config, negative = check_config(values)
+    if "quantize" in values:
+        check_choice("quantize", values["quantize"], QUANTIZE)
+    if run.batch_size is not None:
+        check_number("batch_size", run.batch_size, 1, 1000, whole=True)
+    seeds = choose_seeds(run)
+    prompt = read_prompt(run)
+    model, base_model = choose_model(command, run, values.get("base_model"))
+    from mflux.images.metadata import check_output
+
+    targets = output_names(run.output, seeds)
+    for target in targets:
+        check_output(target)
+    conditions = command.conditions(values)
+
+    from mflux.engine.flux import Flux1
+
+    options = {name: values[name] for name in ("quantize", "vae_tiling", "force") if name in values}
+    flux = Flux1(model, base_model=base_model, task=command.task, **options)
+    rest = {"negative_prompt": negative, "conditions": conditions}
+    plan = flux.plan(list(seeds), prompt, config, **rest)
+    for note in plan.notes:
+        log.warning(note)
+    with Bar(len(seeds), plan.steps) as bar:
+        if run.prompt_file is None:
+            pictures: Iterator[Any] = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
+        else:
+            pictures = (
+                picture
+                for seed in seeds
+                for picture in flux.draw(flux.plan(seed, read_prompt(run), config, **rest), on_step=bar.step)
+            )
+        for picture, target in zip(pictures, targets, strict=True):
+            written = picture.save(target, export_json_metadata=run.metadata, embed_metadata=not run.no_metadata)
+            bar.say(str(written))
+
+
+def pick(owner: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a dataclass."""
+    return {each.name: values[each.name] for each in fields(owner) if each.name in values}
+
+
+def check_config(values: dict[str, Any]) -> tuple[Config, str | None]:
+    """The settings, and the negative prompt: each of it and --true-cfg implies the other."""
+    names = {each.name for each in fields(Config)} - {"image_strength"}  # that one belongs to a condition
+    config = {name: value for name, value in values.items() if name in names}
+    negative = values.get("negative_prompt")
+    if negative is not None and "true_cfg" not in config:
+        config["true_cfg"] = TRUE_CFG_WITH_NEGATIVE
+        log.warning(f"a negative prompt without --true-cfg: {TRUE_CFG_WITH_NEGATIVE:g} is used")
+    checked = Config(**config)
+    return checked, "" if negative is None and checked.true_cfg > 1 else negative
+
+
+def choose_seeds(run: Run) -> tuple[int, ...]:
+    if run.auto_seeds is not None:
+        check_number("auto_seeds", run.auto_seeds, 1, MAX_SEEDS, whole=True)
+    if run.seed:
+        if run.auto_seeds is not None:
+            log.warning("--auto-seeds is not used: --seed says which seeds to draw")
+        return tuple(check_seed(seed) for seed in run.seed)
+    return tuple(random.sample(range(max(AUTO_SEED_MAX, run.auto_seeds or 1)), run.auto_seeds or 1))
+
+
+def choose_model(command: Command, run: Run, base_model: str | None) -> tuple[str, str | None]:
+    """The model's name, and the alias whose defaults it uses."""
+    if run.path is not None:
+        return run.path, base_model or run.model
+    name = run.model or command.default_model
+    if not name:
+        raise UsageError(
+            "`--model` is missing", "try the built-in demonstration model: `--model tiny`; for FLUX.1: `--model schnell`"
+        )
+    return name, base_model
+
+
+def read_prompt(run: Run) -> str:
+    """The prompt from the flag, stdin or a file."""
+    if (run.prompt is None) == (run.prompt_file is None):
+        problem = "both `--prompt` and `--prompt-file` are given" if run.prompt is not None else "there is no prompt"
+        raise UsageError(problem, "give one of `--prompt TEXT`, `--prompt -` (stdin) and `--prompt-file FILE`")
+    if run.prompt_file is not None:
+        return read_prompt_file(Path(run.prompt_file).expanduser())
+    if run.prompt != "-":
+        return str(run.prompt)
+    return prompt_text(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin", "prompt")
+
+
+def read_prompt_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", "prompt_file")
+    except FileNotFoundError:
+        raise UsageError(f"there is no file `{path}`", "check the path", "prompt_file") from None
+    except OSError as error:
+        problem = f"`{path}` cannot be read ({error.strerror})"
+        raise UsageError(problem, "give a text file", "prompt_file") from None
+
+
+def prompt_text(raw: bytes, name: str, field: str) -> str:
+    if len(raw) > MAX_PROMPT_BYTES:
+        raise UsageError(f"{name} is longer than {MAX_PROMPT_BYTES} bytes", "give a text file", field)
+    try:
+        text = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8 text", "give a text file", field) from None
+    if not text or "\0" in text:
+        raise UsageError(f"{name} {'is empty' if not text else 'is binary'}", "give a text with the prompt", field)
+    return text
+
+
+def output_names(pattern: str, seeds: Sequence[int]) -> list[str]:
+    """A file name for each seed.  Raises UsageError for a placeholder other than `{seed}`."""
+    name = pattern.replace("{seed}", "")
+    if "{" in name or "}" in name:
+        raise UsageError(f"`{pattern}` has an unknown placeholder", "`{seed}` is the only one", "output")
+    if "{seed}" in pattern:
+        return [pattern.replace("{seed}", str(seed)) for seed in seeds]
+    path = Path(pattern)
+    return [str(path.with_stem(f"{path.stem}_seed_{seed}")) if len(seeds) > 1 and path.stem else pattern for seed in seeds]
+
+
+class Bar:
+    """The progress bar on stderr: steps of all pictures, with the time that is left."""
+
+    def __init__(self, pictures: int, steps: int):
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=pictures * steps, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+    def step(self, progress: Any) -> None:
+        """One step of a batch of seeds."""
+        self._bar.update(len(progress.seeds))
+
+    def say(self, line: str) -> None:
+        """A line on stdout that the bar does not run into."""
+        self._bar.clear()
+        print(line, flush=True)
+        self._bar.refresh()
+
+
+class Notes(logging.Handler):
+    """Notes of the engine on stderr, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._seen:
+            self._seen.add(text)
+            print(text if text.startswith("mflux:") else f"note: {text}", file=sys.stderr)
+
+
+def set_up_log() -> None:
+    log.handlers[:] = [Notes()]
+    log.propagate = False

@@ -1,0 +1,78 @@
+"""The flags, as data.  Each names the field that reads it; a test fails where nobody does.
+
+Flags that are not given are absent, so that precedence is one merge: flag, then the model's row.
+"""
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+from mflux.engine.request import QUANTIZE
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag.  reads: `Class.field` that takes its value, or several of them, separated by spaces."""
+
+    flags: str
+    reads: str
+    help: str
+    parse: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The field's own name."""
+        return self.reads.split()[0].split(".")[1]
+
+    @property
+    def flag(self) -> str:
+        return self.flags.split()[0]
+
+
+PROMPTS = (
+    Option("--prompt", "Run.prompt", "what to draw; `-` reads all of stdin"),
+    Option("--prompt-file", "Run.prompt_file", "a text file with the prompt, read again before each picture"),
+    Option("--negative-prompt", "Request.negative_prompt", "what to stay away from (costs a second pass per step)"),
+    Option("--true-cfg", "Config.true_cfg", "weight of the negative prompt, 1 to 20; 1 = off", {"type": real}),
+)
+MODELS = (
+    Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
+    Option("--path", "Run.path", "folder of a model; --model then names the kind it is"),
+    Option("--base-model", "Flux1.base_model", "alias whose defaults a third-party model uses"),
+    Option(
+        "--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}
+    ),
+)
+DRAWING = (
+    Option("--seed", "Run.seed", "one picture for each seed, 0 to 2^64 - 1", {"type": whole, "nargs": "+"}),
+    Option("--auto-seeds", "Run.auto_seeds", "this many pictures with random seeds", {"type": whole}),
+    Option("--height", "Config.height", "px, floored to a multiple of 16", {"type": whole}),
+    Option("--width", "Config.width", "px, floored to a multiple of 16", {"type": whole}),
+    Option("--steps", "Config.num_inference_steps", "denoising steps, 1 to 1000", {"type": whole}),
+    Option("--guidance", "Config.guidance", "distilled guidance, 0 to 100", {"type": real}),
+    Option("--max-sequence-length", "Config.max_sequence_length", "text tokens, 1 to 512", {"type": whole}),
+    Option("--noise", "Config.noise", "whose start noise a seed means: mflux or torch"),
+    Option("--batch-size", "Run.batch_size", "seeds drawn in one pass (default: what fits in memory)", {"type": whole}),
+    Option("--vae-tiling", "Flux1.vae_tiling", "encode and decode in tiles: less memory", {"action": "store_true"}),
+    Option("--force", "Flux1.force", "draw even if the memory forecast says no", {"action": "store_true"}),
+)
+OUTPUTS = (
+    Option("--output", "Run.output", "png, jpg or webp; `{seed}` stands for the seed (default image.png)"),
+    Option("--metadata", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}),
+    Option("--no-metadata", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
+)
+SHARED = (*PROMPTS, *MODELS, *DRAWING, *OUTPUTS)

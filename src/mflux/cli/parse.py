@@ -1,0 +1,83 @@
+"""argv to values by field name.  Errors are our own kind, not argparse's."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mflux.cli.commands import Command
+from mflux.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UsageErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        _, _, rest = message.partition("argument ")
+        flag, _, problem = rest.partition(": ")
+        if problem:
+            raise UsageError(f"`{flag.split('/')[0]}`: {problem}", f"`{self.prog} --help` lists every flag")
+        raise UsageError(message, f"`{self.prog} --help` lists every flag")
+
+
+def build_parser(command: Command) -> Parser:
+    parser = Parser(prog=command.name, description=command.summary, allow_abbrev=False)
+    for option in command.options:
+        parser.add_argument(
+            *option.flags.split(),
+            dest=option.name,
+            help=option.help,
+            default=argparse.SUPPRESS,
+            **metavar(option.flag, option.parse),
+        )
+    return parser
+
+
+def metavar(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
+    return parse if "action" in parse else {"metavar": flag.strip("-").upper().replace("-", "_"), **parse}
+
+
+def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
+    """Values by field name, of the flags that were given.  Raises UsageError."""
+    parser = build_parser(command)
+    known, unknown = parser.parse_known_args(joined_negatives(argv))
+    if unknown:
+        flags = [flag for option in command.options for flag in option.flags.split()]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.6)
+        hint = " or ".join(f"`{each}`" for each in close)
+        help_hint = f"`{command.name} --help` lists every flag"
+        raise UsageError(
+            f"`{unknown[0]}` is not known to `{command.name}`", f"did you mean {hint}?" if close else help_hint
+        )
+    return vars(known)
+
+
+def joined_negatives(argv: Sequence[str]) -> list[str]:
+    """`--seed -1` as argparse takes it: a lone value that starts with `-` is joined to its flag by `=`."""
+    words: list[str] = []
+    for word in argv:
+        looks_negative = len(word) > 1 and word[0] == "-" and word[1:].replace(".", "", 1).replace("e", "", 1).isalnum()
+        numeric = looks_negative and (word[1].isdigit() or word[1:] in ("inf", "nan"))
+        if numeric and words and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def flag_of(command: Command, field: str) -> str | None:
+    """The flag that fills a field."""
+    return next((option.flag for option in command.options if option.name == field), None)
+
+
+def show(error: UsageError | Any, command: Command) -> None:
+    """Print an error as people read it: what is wrong, a blank line, what to do."""
+    flag = flag_of(command, error.field) if error.field else None
+    subject = f"`{flag or error.field}`: " if error.field else ""
+    print(f"error: {subject}{error.problem}", file=sys.stderr)
+    if error.hint:
+        hint = error.hint
+        for option in command.options:  # the library's hints name fields; here they are flags
+            hint = hint.replace(f"`{option.name}`", f"`{option.flag}`")
+        print(f"\nhint: {hint}", file=sys.stderr)

@@ -1,0 +1,79 @@
+"""Inpainting with a plain model: after each step the latents outside the mask are the source's, noised to that level.
+
+Source: RePaint's known-region rule, arXiv 2201.09865, as in diffusers' FluxInpaintPipeline.  Unlike diffusers: pixels
+outside the mask are the source's own bytes (`composite`), and small masks do not vanish (`latent_mask="any"`).
+"""
+
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+import numpy as np
+
+from mflux.conditions.image_to_image import noised, start_from, starts_from_noise
+from mflux.engine.denoise import At
+from mflux.engine.latents import LATENT_CHANNELS, LATENT_PIXELS, pack_latents
+from mflux.engine.request import check_choice, check_number
+from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Plan, Prepared, Run, Stage
+from mflux.images.masks import Canvas, cells, open_canvas
+from mflux.images.picture import PictureSource, open_picture, to_pixels
+
+LATENT_MASKS = ("any", "nearest")
+MAX_CROP_PADDING = 16384
+
+
+@dataclass(frozen=True)
+class Inpaint(Condition):
+    """Repaint the white part of a mask.
+
+    image, mask: path, PIL image or uint8 array of the same size.  image_strength, strength: as in ImageToImage, at most
+    one; neither: the white part is drawn anew.  composite: keep every byte outside the mask.  latent_mask: a latent
+    cell is painted if `any` of its pixels is, or its first (`nearest`, diffusers).  crop: work on the surroundings of
+    the mask only, with so many px of padding (diffusers' padding_mask_crop, which blends soft masks: composite=False).
+    """
+
+    image: PictureSource = field(metadata=PICTURE)
+    mask: PictureSource = field(metadata=PICTURE)
+    image_strength: float | None = None
+    strength: float | None = None
+    composite: bool = True
+    latent_mask: str = "any"
+    crop: int | None = None
+
+    def plan(self, draft: Draft) -> Draft:
+        check_choice("latent_mask", self.latent_mask, LATENT_MASKS)
+        if self.crop is not None:
+            check_number("crop", self.crop, 0, MAX_CROP_PADDING, whole=True)
+            draft = draft.sized(*(draft.asked(draft.row.side, draft.row.side) or (draft.row.side, draft.row.side)))
+        draft = plan_canvas(self.image, self.mask, draft, self.crop)
+        return draft.starting_at(self.image_strength, self.strength, 0.0, "Inpaint")
+
+    def prepare(self, stage: Stage) -> Prepared:
+        plan = stage.plan
+        canvas = planned_canvas(self.image, self.mask, plan, self.crop)
+        clean = pack_latents(stage.encode(mx.array(to_pixels(canvas.rgb)), "image"))
+        latent_mask = cells(canvas.mask, self.latent_mask, LATENT_PIXELS)[None, None]
+        paint = pack_latents(mx.array(np.repeat(latent_mask, LATENT_CHANNELS, axis=1)))
+
+        def bind(run: Run) -> Hooks:
+            def keep_source(latents: mx.array, at: At) -> mx.array:
+                return mx.where(paint, latents, noised(clean, run.noise, at.sigma_next))
+
+            start = None if starts_from_noise(plan.first, plan.sigmas) else start_from(clean, run)
+            return Hooks(start=start, after_step=[keep_source])
+
+        loose = canvas.blended if self.crop is not None else canvas.placed
+        return Prepared(bind=bind, finish=canvas.kept if self.composite else loose, icc=canvas.source.icc)
+
+
+def plan_canvas(image: PictureSource, mask: PictureSource, draft: Draft, crop: int | None = None) -> Draft:
+    """Check source and mask, and give the draft their size where nobody asked for another."""
+    picture = open_picture(image, "image")
+    size = draft.asked(picture.height, picture.width)
+    canvas = open_canvas(picture, mask, size, crop)
+    return replace(draft.sized(canvas.height, canvas.width, own_size=size is None), encodes=True)
+
+
+def planned_canvas(image: PictureSource, mask: PictureSource, plan: Plan, crop: int | None = None) -> Canvas:
+    """The canvas that `plan_canvas` planned."""
+    size = None if plan.own_size else (plan.height, plan.width)
+    return open_canvas(open_picture(image, "image"), mask, size, crop)

@@ -1,0 +1,1 @@
+"""A request becomes pictures: plan, encode, prepare, denoise, decode."""

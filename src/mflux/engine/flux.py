@@ -1,0 +1,303 @@
+"""Flux1: the model a Python program holds.  A request becomes a plan, then arrays, then pictures."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NamedTuple, overload
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from mflux import runtime
+from mflux.engine import latents as latent_space
+from mflux.engine.denoise import integrate
+from mflux.engine.network import Branch, GuidedVelocity, Network
+from mflux.engine.parts import Parts
+from mflux.engine.picture import GeneratedImage
+from mflux.engine.plan import batch_that_fits, conditions_of, make_plan
+from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice
+from mflux.engine.slots import Hooks, Inputs, Plan, Prepared, Run, Stage, merge
+from mflux.errors import UsageError
+from mflux.images.picture import from_pixels
+from mflux.weights.resolve import ModelSource, resolve
+
+log = logging.getLogger("mflux")
+PROMPTS_KEPT = 64  # encoded prompts that stay in memory
+
+
+class Progress(NamedTuple):
+    """What `on_step` receives after each step: which seeds, step `done` of `total`, and the latents (B, S, 64)."""
+
+    seeds: tuple[int, ...]
+    done: int
+    total: int
+    sigma: float
+    latents: mx.array
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The arrays of one run, for who wants numbers rather than pictures."""
+
+    latents: mx.array  # packed, (B, S, 64)
+    pixels: np.ndarray  # (B, H, W, 3) uint8, before the conditions finish them
+
+
+class Flux1:
+    """FLUX.1: text encoders, transformer, autoencoder.  Networks are loaded when they are first needed."""
+
+    def __init__(
+        self,
+        model_config: str | ModelSource,
+        quantize: int | None = None,
+        lora_paths: Sequence[str] | None = None,
+        lora_scales: Sequence[float] | None = None,
+        base_model: str | None = None,
+        task: str = "base",
+        vae_tiling: bool = False,
+        force: bool = False,
+    ):
+        """model_config: alias, hub id or folder (or a ModelSource); the other arguments as in `from_name`."""
+        if quantize is not None:
+            check_choice("quantize", quantize, QUANTIZE)
+        if lora_paths or lora_scales:
+            raise UsageError("LoRA files are not supported yet", "leave them out", "lora_paths")
+        found = resolve(model_config, task, base_model) if isinstance(model_config, str) else model_config
+        self.parts = Parts(found, quantize)
+        self.quantize, self.base_model, self.vae_tiling, self.force = quantize, base_model, vae_tiling, force
+        # Normal noise for the posteriors by role (`image`, `masked`), for comparisons with diffusers, which samples
+        # them; without it, and for every user, a picture's latents are its posterior's mode.
+        self.posterior_noise: dict[str, mx.array] = {}
+        self._prompts: dict[tuple[str, str, int], tuple[mx.array, mx.array]] = {}
+
+    @classmethod
+    def from_name(
+        cls,
+        model_name: str,
+        quantize: int | None = None,
+        lora_paths: Sequence[str] | None = None,
+        lora_scales: Sequence[float] | None = None,
+        base_model: str | None = None,
+    ) -> "Flux1":
+        """Open a model.  model_name: alias (`dev`, `schnell`, `tiny`, ...), hub id, or folder.
+
+        quantize: 3, 4, 5, 6 or 8 bits.  base_model: alias whose defaults a third-party model uses.
+        Raises UsageError for an unknown name, ModelError for a model that is incomplete or cannot be downloaded.
+        """
+        return cls(model_name, quantize, lora_paths, lora_scales, base_model)
+
+    def plan(self, seed: int | Sequence[int], prompt: str, config: Config = DEFAULTS, **rest: Any) -> Plan:
+        """What `generate_image` would do with the same arguments; reads no weights.  Raises UsageError."""
+        rest = {name: value for name, value in rest.items() if name not in ("latents", "on_step")}
+        return make_plan(self._request(seed, prompt, config, **rest), self.parts, self.vae_tiling, self.force)
+
+    @overload
+    def generate_image(self, seed: int, prompt: str, config: Config = ..., **rest: Any) -> GeneratedImage: ...
+    @overload
+    def generate_image(
+        self, seed: Sequence[int], prompt: str, config: Config = ..., **rest: Any
+    ) -> list[GeneratedImage]: ...
+    def generate_image(
+        self,
+        seed: int | Sequence[int],
+        prompt: str,
+        config: Config = DEFAULTS,
+        *,
+        prompt_2: str | None = None,
+        negative_prompt: str | None = None,
+        negative_prompt_2: str | None = None,
+        conditions: Sequence[Any] = (),
+        latents: mx.array | np.ndarray | None = None,
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> GeneratedImage | list[GeneratedImage]:
+        """Draw a picture for a seed, or a list of pictures for a sequence of seeds.
+
+        prompt_2: another text for T5 (CLIP gets `prompt`).  negative_prompt: used where config.true_cfg > 1.
+        conditions: from `mflux.conditions`.  latents: start noise in place of the seeds', packed (B, H*W/256, 64) or
+        not (B, 16, H/8, W/8).  on_step: called after each step with a Progress.  Raises MfluxError.
+        """
+        request = self._request(
+            seed,
+            prompt,
+            config,
+            prompt_2=prompt_2,
+            negative_prompt=negative_prompt,
+            negative_prompt_2=negative_prompt_2,
+            conditions=conditions,
+        )
+        plan = make_plan(request, self.parts, self.vae_tiling, self.force)
+        for note in plan.notes:
+            log.warning(note)
+        images = list(self.draw(plan, latents, on_step))
+        return images if isinstance(seed, Sequence | np.ndarray) else images[0]
+
+    def draw(
+        self,
+        plan: Plan,
+        latents: mx.array | np.ndarray | None = None,
+        on_step: Callable[[Progress], None] | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[GeneratedImage]:
+        """The pictures of a plan, one after another; each batch of seeds is denoised in one pass."""
+        started = time.perf_counter()
+        start_noise = None if latents is None else check_latents(latents, plan)
+        branches, prepared = self._prepare(plan)
+        seeds = plan.request.seeds
+        size = batch_size or batch_that_fits(self.parts, plan, len(seeds))
+        for first in range(0, len(seeds), size):
+            group = seeds[first : first + size]
+            noise = (
+                latent_space.noise(plan.request.config.noise, group, plan.height, plan.width)
+                if start_noise is None
+                else start_noise[first : first + size]
+            )
+            drawn, hooks = self._run(plan, group, noise, branches, prepared, on_step)
+            seconds = (time.perf_counter() - started) / len(group)
+            for index, one in enumerate(group):
+                yield self._picture(plan, one, drawn.pixels[index], drawn.latents[index], prepared, hooks, seconds)
+            started = time.perf_counter()
+
+    def _request(self, seed: int | Sequence[int], prompt: str, config: Config, **rest: Any) -> Request:
+        many = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
+        seeds = tuple(int(each) if isinstance(each, np.integer) else each for each in (seed if many else [seed]))
+        conditions = tuple(rest.pop("conditions", ()))
+        return Request(
+            model=self.parts.source.name,
+            prompt=prompt,
+            seeds=seeds,
+            config=config,
+            quantize=self.quantize,
+            base_model=self.base_model,
+            conditions=conditions,
+            **rest,
+        )
+
+    def _prepare(self, plan: Plan) -> tuple[tuple[Branch, ...], list[Prepared]]:
+        """Encode the texts, let each condition make its arrays, and free what is not needed any more."""
+        self.parts.set_precision(plan.request.config.precision)
+        if advice := runtime.blas_advice():
+            log.warning(advice)
+        branches = tuple(self._branches(plan))
+        self.parts.release("text_encoder", "text_encoder_2")
+        stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled))
+        prepared = [condition.prepare(stage) for condition in conditions_of(plan.request)]
+        if plan.encodes:
+            mx.eval([each.inputs.channels for each in prepared if each.inputs.channels is not None])
+            self.parts.release("vae")
+        return branches, prepared
+
+    def _branches(self, plan: Plan) -> Iterator[Branch]:
+        request = plan.request
+        states, pooled = self.encode_prompt(request.prompt, request.prompt_2, plan.text_tokens)
+        yield Branch(states, pooled, plan.guidance)
+        if plan.true_cfg > 1:
+            negative = request.negative_prompt or ""
+            states, pooled = self.encode_prompt(negative, request.negative_prompt_2, plan.text_tokens)
+            yield Branch(states, pooled, plan.guidance)
+
+    def encode_prompt(self, prompt: str, prompt_2: str | None, text_tokens: int) -> tuple[mx.array, mx.array]:
+        """T5 states (1, text_tokens, width) of prompt_2 (or prompt), and CLIP's pooled vector (1, P) of prompt."""
+        second = prompt_2 or prompt
+        key = (prompt, second, text_tokens)
+        if key not in self._prompts:
+            long, short = self.parts.t5_tokenizer, self.parts.clip_tokenizer
+            if (count := long.count(second)) > text_tokens:
+                log.warning(f"the prompt has {count} text tokens; the last {count - text_tokens} are not seen")
+            pooled = self.parts.get("text_encoder")(mx.array(short.ids([prompt], self._clip_length())))[1]
+            states = self.parts.get("text_encoder_2")(mx.array(long.ids([second], text_tokens)))
+            mx.eval(states, pooled)
+            self._prompts = dict([*self._prompts.items()][-PROMPTS_KEPT + 1 :])
+            self._prompts[key] = (states, pooled)
+        return self._prompts[key]
+
+    def _clip_length(self) -> int:
+        return self.parts.get("text_encoder").config.max_position_embeddings
+
+    def _encode(self, pixels: mx.array, role: str, tiled: bool) -> mx.array:
+        return self.parts.get("vae").encode(pixels, self.posterior_noise.get(role), tiled)
+
+    def _run(
+        self,
+        plan: Plan,
+        seeds: tuple[int, ...],
+        noise: mx.array,
+        branches: tuple[Branch, ...],
+        prepared: list[Prepared],
+        on_step: Callable[[Progress], None] | None,
+    ) -> tuple[Drawn, Hooks]:
+        """Denoise some seeds in one pass and decode them."""
+        hooks = merge([each.bind(Run(plan, noise)) for each in prepared])
+        network = Network(self.parts.get("transformer"), plan.height, plan.width, all_inputs(prepared))
+        velocity = GuidedVelocity(network, branches, plan, hooks)
+        latents = noise
+        for step in hooks.start or ():
+            latents = step.latents
+        for step in integrate(velocity, latents, plan.sigmas, plan.first, after_all(hooks), hooks.keep):
+            latents = step.latents
+            if on_step:
+                on_step(Progress(seeds, step.at.index + 1 - plan.first, plan.steps, step.at.sigma_next, latents))
+        del network, velocity
+        self.parts.release("transformer")
+        pixels = [self._decode(plan, latents[index : index + 1]) for index in range(len(seeds))]
+        return Drawn(latents, np.concatenate(pixels)), hooks
+
+    def _decode(self, plan: Plan, latents: mx.array) -> np.ndarray:
+        """(1, S, 64) -> (1, H, W, 3) uint8.  One picture at a time: the autoencoder's memory grows with the batch."""
+        grid = latent_space.unpack_latents(latents, plan.height, plan.width)
+        return from_pixels(np.array(self.parts.get("vae").decode(grid, plan.tiled).astype(mx.float32)))
+
+    def _picture(
+        self,
+        plan: Plan,
+        seed: int,
+        pixels: np.ndarray,
+        latents: mx.array,
+        prepared: list[Prepared],
+        hooks: Hooks,
+        seconds: float,
+    ) -> GeneratedImage:
+        for each in prepared:
+            pixels = each.finish(pixels)
+        request = replace(plan.request, seeds=(seed,))
+        created = datetime.now().isoformat(timespec="seconds")
+        extra = {"generation_time_seconds": round(seconds, 3), "created_at": created}
+        icc = next((each.icc for each in prepared if each.icc), None)
+        artifacts = {"latents": latents, **hooks.artifacts}
+        return GeneratedImage(Image.fromarray(pixels), replace(plan, request=request), extra, artifacts, icc)
+
+
+def all_inputs(prepared: list[Prepared]) -> Inputs:
+    """The inputs of all conditions, in their order; the plan has refused two that add channels."""
+    return Inputs(
+        channels=next((each.inputs.channels for each in prepared if each.inputs.channels is not None), None),
+        tokens=[token for each in prepared for token in each.inputs.tokens],
+        text=[text for each in prepared for text in each.inputs.text],
+    )
+
+
+def after_all(hooks: Hooks) -> Callable[[mx.array, Any], mx.array]:
+    def after_step(latents: mx.array, at: Any) -> mx.array:
+        for change in hooks.after_step:
+            latents = change(latents, at)
+        return latents
+
+    return after_step
+
+
+def check_latents(latents: mx.array | np.ndarray, plan: Plan) -> mx.array:
+    """Start noise as packed tokens (B, S, 64), one for each seed.  Raises UsageError for another shape."""
+    array = mx.array(latents).astype(mx.float32)
+    batch, seeds = (array.shape[0] if array.ndim else 0), len(plan.request.seeds)
+    grid = (latent_space.LATENT_CHANNELS, plan.height // 8, plan.width // 8)
+    if array.shape[1:] == grid:
+        array = latent_space.pack_latents(array)
+    if array.shape != (seeds, plan.tokens, latent_space.TOKEN_CHANNELS) or batch != seeds:
+        raise UsageError(
+            f"start noise of shape {tuple(array.shape)} does not fit {seeds} seeds of {plan.width} x {plan.height} px",
+            f"give ({seeds}, {plan.tokens}, 64) or {(seeds, *grid)}",
+            "latents",
+        )
+    return array

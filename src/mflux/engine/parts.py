@@ -1,0 +1,88 @@
+"""Which network is in memory when.
+
+Where the whole model takes less than half of the memory, it stays loaded.  Otherwise parts are loaded in the order of
+use and dropped after it: text encoders, transformer, autoencoder.
+"""
+
+import math
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+
+from mflux.engine.schedule import Schedule, read_schedule
+from mflux.engine.tokens import PromptTokenizer, open_clip, open_t5
+from mflux.models.transformer import TransformerConfig
+from mflux.models.vae import VaeConfig
+from mflux.runtime import on_cpu, physical_memory
+from mflux.weights.files import BYTES, tensors_in
+from mflux.weights.load import load_network, read_config
+from mflux.weights.resolve import NETWORKS, ModelSource
+
+PRECISION = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+STAYS_BELOW = 0.5  # share of the physical memory
+QUANTIZED_OVERHEAD_BITS = 1.0  # scale and bias of a group of 64: two 32-bit numbers
+
+
+class Parts:
+    """The networks, tokenizers and schedule of one model, loaded on first use."""
+
+    def __init__(self, source: ModelSource, bits: int | None = None):
+        self.source, self.bits = source, bits
+        self._networks: dict[str, Any] = {}
+        self._precision: str | None = None
+
+    @cached_property
+    def transformer_config(self) -> TransformerConfig:
+        return read_config("transformer", self.source.folders["transformer"])
+
+    @cached_property
+    def vae_config(self) -> VaeConfig:
+        return read_config("vae", self.source.folders["vae"])
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return read_schedule(self.source.folders["scheduler"])
+
+    @cached_property
+    def clip_tokenizer(self) -> PromptTokenizer:
+        return open_clip(self.source.folders["tokenizer"])
+
+    @cached_property
+    def t5_tokenizer(self) -> PromptTokenizer:
+        return open_t5(self.source.folders["tokenizer_2"])
+
+    def weight_bytes(self, part: str) -> int:
+        """Memory of a part once loaded.  Reads headers only; raises ModelError for a damaged file."""
+        total = 0.0
+        for info in tensors_in(self.source.folders[part]).values():
+            width = 4 if on_cpu() and not self._precision else BYTES[info.dtype]
+            if self._precision:
+                width = PRECISION[self._precision].size
+            packed = self.bits and part != "vae" and len(info.shape) == 2
+            total += info.size * ((self.bits + QUANTIZED_OVERHEAD_BITS) / 8 if packed else width)
+        return math.ceil(total)
+
+    @property
+    def all_stay(self) -> bool:
+        return sum(map(self.weight_bytes, NETWORKS)) < STAYS_BELOW * physical_memory()
+
+    def get(self, part: str) -> Any:
+        """A network, loaded if it is not there."""
+        if part not in self._networks:
+            dtype = PRECISION[self._precision] if self._precision else None
+            self._networks[part] = load_network(part, self.source.folders[part], dtype, self.bits)
+        return self._networks[part]
+
+    def release(self, *parts: str) -> None:
+        """Drop networks that are not needed for now, unless the whole model fits."""
+        if not self.all_stay:
+            for part in parts:
+                self._networks.pop(part, None)
+            mx.clear_cache()
+
+    def set_precision(self, precision: str | None) -> None:
+        """Choose the dtype of the weights; networks of another one are loaded again."""
+        if precision != self._precision:
+            self._networks.clear()
+            self._precision = precision

@@ -1,0 +1,82 @@
+"""A finished picture with everything that made it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mflux
+from mflux.engine.slots import Plan
+from mflux.images.metadata import save_json, save_picture
+from PIL import Image
+
+# Flat metadata keys of mflux 0.24, for tools that read them; those without a value here are null.
+CONDITION_KEYS = {
+    ("Fill", "image"): "image_path",
+    ("Fill", "mask"): "masked_image_path",
+    ("Inpaint", "image"): "image_path",
+    ("Inpaint", "mask"): "masked_image_path",
+    ("Inpaint", "image_strength"): "image_strength",
+    ("ImageToImage", "image"): "image_path",
+    ("ImageToImage", "image_strength"): "image_strength",
+}
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """image: PIL.  artifacts: what the run made besides (name -> PIL image or array), `latents` (S, 64) among them."""
+
+    image: Image.Image
+    plan: Plan
+    timing: Mapping[str, Any]
+    artifacts: Mapping[str, Any] = field(default_factory=dict)
+    icc: bytes | None = None
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """Flat keys of mflux 0.24, and under `request` what draws this picture again."""
+        request, plan = self.plan.request, self.plan
+        config = request.config
+        flat = {
+            "mflux_version": mflux.__version__,
+            "model": plan.row.repo or request.model,
+            "base_model": request.base_model,
+            "seed": request.seeds[0],
+            "steps": len(plan.sigmas) - 1,
+            "guidance": plan.guidance,
+            "height": self.image.height,
+            "width": self.image.width,
+            "precision": config.precision,
+            "quantize": request.quantize,
+            "lora_paths": None,
+            "lora_scales": None,
+            "image_path": None if config.image_path is None else str(config.image_path),
+            "image_strength": config.image_strength,
+            "masked_image_path": None,
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+        }
+        described = request.to_json()
+        for condition in described["conditions"]:
+            for name, value in condition.items():
+                if key := CONDITION_KEYS.get((condition["condition"], name)):
+                    flat[key] = value.get("path") if isinstance(value, dict) else value
+        return {**flat, **self.timing, "request": described}
+
+    def save(
+        self,
+        path: str | os.PathLike[str] = "image.png",
+        overwrite: bool = False,
+        export_json_metadata: bool = False,
+        embed_metadata: bool = True,
+    ) -> Path:
+        """Write the picture and return the path written: `path`, numbered where that exists.
+
+        PNG, JPEG or WebP by its ending.  export_json_metadata: also `<stem>.json` beside it.
+        """
+        written = save_picture(self.image, path, self.metadata if embed_metadata else None, overwrite, self.icc)
+        if export_json_metadata:
+            save_json(self.metadata, written.with_suffix(".json"), overwrite)
+        return written

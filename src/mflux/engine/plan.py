@@ -1,0 +1,136 @@
+"""From a request to a plan: everything that can be known, and refused, before a weight is read."""
+
+from mflux.engine.latents import TOKEN_PIXELS
+from mflux.engine.parts import Parts
+from mflux.engine.request import CELL, Request
+from mflux.engine.slots import Condition, Draft, Plan, check_channels, condition_named
+from mflux.errors import UsageError
+from mflux.images.sizes import floor_to_cell
+from mflux.models.layers import ATTENTION_CHUNK
+from mflux.models.transformer import TransformerConfig
+from mflux.models.vae import VaeConfig
+from mflux.runtime import on_cpu, physical_memory
+from mflux.weights.resolve import NETWORKS
+
+TILED_VAE_FROM = 2048 * 2048  # px from which the autoencoder works in tiles anyway
+LIVE_STREAMS = 16  # arrays of token width alive in a block: q, k, v, 4-wide hidden, residual, their float32 copies
+LIVE_PIXELS = 6  # arrays of picture size and first width alive in the autoencoder
+
+
+def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool = False) -> Plan:
+    """The plan of a request.  Raises UsageError for what cannot be drawn, ModelError for a damaged model.
+
+    tiled: the autoencoder works in tiles.  force: go on where the memory forecast is above the machine's.
+    """
+    row, config = parts.source.row, request.config
+    steps = len(config.sigmas) if config.sigmas else config.num_inference_steps or row.steps
+    draft = Draft(request, row, parts.transformer_config, steps)
+    if config.sigmas and config.num_inference_steps not in (None, steps):
+        draft = draft.noted(f"{steps} sigmas were given, so {steps} steps run, not {config.num_inference_steps}")
+    for name in ("height", "width"):
+        asked = getattr(config, name)
+        if asked and asked % CELL:
+            draft = draft.noted(f"{name} {asked} is not a multiple of 16: {floor_to_cell(asked)} is used")
+    for condition in conditions_of(request):
+        draft = condition.plan(draft)
+    draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
+    check_channels(draft)
+    plan = finish(note_guidance(draft), parts, tiled)
+    if plan.memory_bytes > physical_memory() and not force:
+        raise UsageError(
+            f"{plan.width} x {plan.height} px with `{request.model}` needs about {gigabytes(plan.memory_bytes)}, "
+            f"and this machine has {gigabytes(physical_memory())}",
+            "draw a smaller picture (`height`, `width`), quantize the model, or use a smaller one",
+            None,
+        )
+    return plan
+
+
+def conditions_of(request: Request) -> tuple[Condition, ...]:
+    """The request's conditions, and image-to-image where the config asks for it."""
+    config = request.config
+    if config.image_path is None:
+        if config.image_strength is not None and not request.conditions:
+            raise UsageError("there is no image for it", "give `image_path` too", "image_strength")
+        return request.conditions
+    values = {"image": config.image_path, "image_strength": config.image_strength}
+    return (condition_named("ImageToImage", values), *request.conditions)
+
+
+def note_guidance(draft: Draft) -> Draft:
+    """Notes on settings that this model or run does not use."""
+    request = draft.request
+    if request.config.guidance and not draft.transformer.guidance_embeds:
+        draft = draft.noted(f"`{request.model}` takes no guidance: guidance {request.config.guidance:g} is not used")
+    if request.negative_prompt is not None and request.config.true_cfg == 1:
+        draft = draft.noted("the negative prompt is not used: true_cfg is 1 (off)")
+    return draft
+
+
+def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
+    """The plan of a draft that every condition has seen."""
+    request, row, config = draft.request, draft.row, draft.request.config
+    assert draft.height and draft.width
+    text_tokens = config.max_sequence_length or row.text_tokens
+    tokens = draft.height * draft.width // TOKEN_PIXELS**2
+    guidance = row.guidance if config.guidance is None else config.guidance
+    tiled = tiled or draft.height * draft.width > TILED_VAE_FROM
+    return Plan(
+        request=request,
+        row=row,
+        transformer=draft.transformer,
+        height=draft.height,
+        width=draft.width,
+        own_size=draft.own_size,
+        sigmas=parts.schedule.sigmas(draft.steps, tokens, config.sigmas),
+        first=draft.first,
+        guidance=(guidance or 0.0) if draft.transformer.guidance_embeds else None,
+        true_cfg=config.true_cfg,
+        text_tokens=text_tokens,
+        encodes=draft.encodes,
+        tiled=tiled,
+        memory_bytes=forecast(parts, tokens, text_tokens + draft.extra_tokens, tiled),
+        notes=draft.notes,
+    )
+
+
+def forecast(parts: Parts, tokens: int, other_tokens: int, tiled: bool, batch: int = 1) -> int:
+    """Bytes at the worst moment of a run: the weights that are loaded then, and the arrays that are alive."""
+    weights = {part: parts.weight_bytes(part) for part in NETWORKS}
+    work = {
+        "text": other_tokens * other_tokens * 4,
+        "transformer": transformer_bytes(parts.transformer_config, tokens, other_tokens, batch),
+        "vae": vae_bytes(parts.vae_config, tokens, tiled) * batch,
+    }
+    if parts.all_stay:
+        return sum(weights.values()) + max(work.values())
+    text = weights["text_encoder"] + weights["text_encoder_2"]
+    return max(text + work["text"], weights["transformer"] + work["transformer"], weights["vae"] + work["vae"])
+
+
+def transformer_bytes(config: TransformerConfig, tokens: int, other_tokens: int, batch: int) -> int:
+    """Arrays alive in one block, in float32; on the CPU also a chunk of attention scores and its copies."""
+    length = tokens + other_tokens
+    scores = 3 * 4 * min(max(ATTENTION_CHUNK, length), batch * config.num_attention_heads * length**2)
+    return batch * length * config.width * 4 * LIVE_STREAMS + (scores if on_cpu() else 0)
+
+
+def vae_bytes(config: VaeConfig, tokens: int, tiled: bool) -> int:
+    """Arrays alive at the autoencoder's full resolution, in float32."""
+    pixels = tokens * CELL**2
+    worked = min(pixels, config.sample_size**2) if tiled else pixels
+    return 4 * (worked * config.block_out_channels[0] * LIVE_PIXELS + pixels * 3 * 4)
+
+
+def batch_that_fits(parts: Parts, plan: Plan, most: int) -> int:
+    """How many seeds can be drawn in one pass in 70 % of the memory, at most `most`, at least one."""
+    room = 0.7 * physical_memory()
+    size = 1
+    while size < most and forecast(parts, plan.tokens, plan.text_tokens, plan.tiled, size + 1) < room:
+        size += 1
+    return size
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GB"
+

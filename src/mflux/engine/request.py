@@ -1,0 +1,145 @@
+"""What a user asks for, checked on arrival.  No mlx, no numpy: a usage error has to be cheap.
+
+`Config` holds the settings of a run; values not given come from the model's catalog row.  Field names are those of the
+Python API; the command line shows the flag that fills a field.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mflux.errors import UsageError
+
+MAX_SEED = 2**64 - 1
+MIN_SIDE, MAX_SIDE = 16, 16384
+CELL = 16  # pixels a token: sides are multiples of it
+NOISES = ("mflux", "torch")
+PRECISIONS = ("bfloat16", "float16", "float32")
+QUANTIZE = (3, 4, 5, 6, 8)
+TRUE_CFG_WITH_NEGATIVE = 4.0  # what a negative prompt alone means on the command line
+
+
+def check_number(
+    field: str, value: Any, low: float, high: float, whole: bool = False, below: bool = False, above: bool = False
+) -> None:
+    """Refuse what is no finite number in [low, high]; `below` and `above` leave out the upper and lower end."""
+    wanted = f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}"
+    if whole and high > 2**53:
+        wanted = f"a whole number from {low} to {high}"
+    wanted = wanted.replace(" from", " above") if above else wanted
+    wanted = wanted.replace(" to ", " to below ") if below else wanted
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        raise UsageError(f"{value!r} is not {wanted}", f"give {wanted}", field)
+    if value < low or value > high or (below and value == high) or (above and value == low):
+        raise UsageError(f"{value} is out of range", f"give {wanted}", field)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run.  None: the model's own value.
+
+    num_inference_steps 1..1000; height, width 16..16384 px, floored to multiples of 16; guidance 0..100 (distilled);
+    true_cfg 1..20, 1 = off; max_sequence_length 1..512 text tokens; sigmas: descending noise levels in (0, 1], before
+    the shift, in place of the steps; image_path, image_strength [0, 1): image-to-image, higher stays closer;
+    noise: `mflux` or `torch`; precision: bfloat16, float16 or float32.  Raises UsageError.
+    """
+
+    num_inference_steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    guidance: float | None = None
+    true_cfg: float = 1.0
+    max_sequence_length: int | None = None
+    sigmas: Sequence[float] | None = None
+    image_path: Any = None
+    image_strength: float | None = None
+    noise: str = "mflux"
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float, bool]] = {
+            "num_inference_steps": (1, 1000, True),
+            "height": (MIN_SIDE, MAX_SIDE, True),
+            "width": (MIN_SIDE, MAX_SIDE, True),
+            "guidance": (0, 100, False),
+            "true_cfg": (1, 20, False),
+            "max_sequence_length": (1, 512, True),
+        }
+        for name, (low, high, whole) in ranges.items():
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value, low, high, whole)
+        if self.image_strength is not None:
+            check_number("image_strength", self.image_strength, 0, 1, below=True)
+        check_choice("noise", self.noise, NOISES)
+        if self.precision is not None:
+            check_choice("precision", self.precision, PRECISIONS)
+        if self.sigmas is not None:
+            object.__setattr__(self, "sigmas", check_sigmas(self.sigmas))
+
+    def to_json(self) -> dict[str, Any]:
+        """The values that differ from the defaults."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "image_path"}
+        return {name: value for name, value in values.items() if value != getattr(DEFAULTS, name)}
+
+
+
+def check_choice(field: str, value: Any, choices: Sequence[Any]) -> None:
+    if isinstance(value, bool) or value not in choices:
+        names = ", ".join(f"`{each}`" for each in choices)
+        raise UsageError(f"{value!r} is unknown", f"choose one of {names}", field)
+
+
+def check_sigmas(sigmas: Iterable[float]) -> tuple[float, ...]:
+    values = tuple(sigmas)
+    for value in values:
+        check_number("sigmas", value, 0, 1, above=True)
+    if not values or any(a <= b for a, b in zip(values, values[1:], strict=False)):
+        raise UsageError(f"{list(values)} does not descend", "give noise levels such as 1.0 0.75 0.5 0.25", "sigmas")
+    return tuple(float(value) for value in values)
+
+
+def check_seed(seed: Any) -> int:
+    check_number("seed", seed, 0, MAX_SEED, whole=True)
+    return int(seed)
+
+
+DEFAULTS = Config()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run as the user said it: the metadata of its pictures, JSON both ways.  What follows from it is the plan."""
+
+    model: str
+    prompt: str
+    seeds: tuple[int, ...]
+    config: Config = DEFAULTS
+    prompt_2: str | None = None
+    negative_prompt: str | None = None
+    negative_prompt_2: str | None = None
+    quantize: int | None = None
+    base_model: str | None = None
+    conditions: tuple[Any, ...] = ()  # Condition; not imported here, so that usage errors stay cheap
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "prompt"):
+                raise UsageError(f"{value!r} is not a text", "give a string", name)
+        if not self.seeds:
+            raise UsageError("no seed was given", "give an int, or a list of them", "seed")
+        for seed in self.seeds:
+            check_seed(seed)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` turns into an equal request."""
+        plain = {
+            name: value
+            for name in ("model", "prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "quantize", "base_model")
+            if (value := getattr(self, name)) is not None
+        }
+        conditions = [condition.to_json() for condition in self.conditions]
+        return plain | {"seeds": list(self.seeds), "config": self.config.to_json(), "conditions": conditions}

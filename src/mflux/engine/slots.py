@@ -1,0 +1,268 @@
+"""The slots that a condition can fill, before a run and during it.
+
+A condition (image-to-image, Fill, ...) is a frozen dataclass of what the user said, in one file of `conditions/`.  It
+acts at three moments, each of which does nothing by default:
+
+plan     Draft -> Draft       no arrays, no weights: sizes, first step, channels, every refusal
+prepare  Stage -> Prepared    encoded texts and the VAE are there: seed-free arrays, and how to finish the picture
+bind     Run -> Hooks         made by `prepare`, called anew for each run: functions, with their state in a closure
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mflux.engine.denoise import At, Step
+from mflux.engine.latents import TOKEN_CHANNELS
+from mflux.engine.request import CELL, Config, Request, check_number
+from mflux.engine.schedule import image_strength_start, strength_start
+from mflux.errors import UsageError
+from mflux.images.picture import describe, described
+from mflux.images.sizes import floor_to_cell
+from mflux.models.transformer import JointView, Residuals, TransformerConfig
+from mflux.weights.catalog import TASK_CHANNELS, Row
+
+REGISTRY: dict[str, type["Condition"]] = {}  # conditions import the engine, so the engine knows them by name only
+PICTURE = {"picture": True}  # metadata of a field that holds a picture: a path, a PIL image or a uint8 array
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan in the making.  Conditions return changed copies; all refusals happen here, before weights are read."""
+
+    request: Request
+    row: Row
+    transformer: TransformerConfig
+    steps: int
+    height: int | None = None  # px, multiples of 16; None: not decided yet
+    width: int | None = None
+    own_size: bool = False  # the canvas is a source's own size, padded; nobody asked for another
+    first: int = 0  # the first step that runs
+    channels: int = TOKEN_CHANNELS  # per image token at the network's input
+    channels_by: str = ""  # the condition that adds channels
+    start_by: str = ""  # the condition that makes the first latents
+    encodes: bool = False  # a picture goes through the VAE's encoder
+    extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
+    notes: tuple[str, ...] = ()
+
+    def asked(self, height: int, width: int) -> tuple[int, int] | None:
+        """The size to stretch a source of height x width to, multiples of 16; None where nobody asked for one."""
+        if self.height and self.width:
+            return self.height, self.width
+        config = self.request.config
+        if not (config.height or config.width):
+            return None
+        return floor_to_cell(config.height or height), floor_to_cell(config.width or width)
+
+    def sized(self, height: int, width: int, own_size: bool = False) -> "Draft":
+        """With a size, unless one is there."""
+        return self if self.height else replace(self, height=height, width=width, own_size=own_size)
+
+    def noted(self, note: str) -> "Draft":
+        return self if note in self.notes else replace(self, notes=(*self.notes, note))
+
+    def widened(self, extra: int, who: str) -> "Draft":
+        """With `extra` more input channels; at most one condition can add any."""
+        if self.channels_by:
+            raise UsageError(f"{who} and {self.channels_by} both need the network's extra channels", "use one of them")
+        return replace(self, channels=self.channels + extra, channels_by=who)
+
+    def starting_at(self, image_strength: float | None, strength: float | None, default: float, who: str) -> "Draft":
+        """With start latents from the step that a strength of either kind means; `default` is an image_strength."""
+        if image_strength is not None and strength is not None:
+            raise UsageError("`image_strength` and `strength` say the same thing in two ways", "give one", "strength")
+        if strength is not None:
+            check_number("strength", strength, 0, 1, above=True)
+            return self.starting(strength_start(self.steps, strength), who)
+        wish = default if image_strength is None else image_strength
+        check_number("image_strength", wish, 0, 1, below=True)
+        return self.starting(image_strength_start(self.steps, wish), who)
+
+    def starting(self, first: int, who: str) -> "Draft":
+        """With start latents made by `who`, from step `first` on; at most one condition can make them."""
+        if self.start_by:
+            raise UsageError(f"{who} and {self.start_by} both make the first latents", "use one of them")
+        if first >= self.steps:
+            raise UsageError(
+                f"{self.steps} steps with this strength leave no step to draw",
+                "use more steps, or a strength that changes the picture more",
+                "num_inference_steps",
+            )
+        return replace(self, first=first, start_by=who)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from a request, derived before any weight is read."""
+
+    request: Request
+    row: Row
+    transformer: TransformerConfig
+    height: int
+    width: int
+    own_size: bool
+    sigmas: tuple[float, ...]
+    first: int
+    guidance: float | None
+    true_cfg: float
+    text_tokens: int
+    encodes: bool
+    tiled: bool
+    memory_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """How many steps run."""
+        return len(self.sigmas) - 1 - self.first
+
+    @property
+    def tokens(self) -> int:
+        return self.height * self.width // CELL**2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Seed-free arrays of a run, batch 1; the network widens them.  Training uses only these."""
+
+    channels: mx.array | None = None  # (1, S, C): concatenated to the image tokens' channels
+    tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # reference tokens (1, R, 64) with their ids (R, 3)
+    text: Sequence[mx.array] = ()  # (1, T, width): appended to the text tokens
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a condition does during one run.  `merge` puts those of several conditions together."""
+
+    start: Iterator[Step] | None = None  # its last step is the run's first latents
+    edit_attention: Callable[[JointView, mx.array], mx.array] | None = None
+    watch_attention: Sequence[Callable[[JointView], None]] = ()
+    residuals: Sequence[Residuals] = ()
+    steer: Sequence[Callable[[mx.array, mx.array, At], mx.array]] = ()  # (velocity, x, at) -> velocity
+    after_step: Sequence[Callable[[mx.array, At], mx.array]] = ()  # (x, at) -> x at noise level at.sigma_next
+    keep: Sequence[Callable[[], Sequence[mx.array]]] = ()  # arrays to evaluate with each step
+    artifacts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a condition can use to prepare."""
+
+    plan: Plan
+    encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: some seeds drawn together."""
+
+    plan: Plan
+    noise: mx.array  # (B, S, 64)
+
+
+def no_hooks(run: Run) -> Hooks:
+    return Hooks()
+
+
+def no_finish(pixels: np.ndarray) -> np.ndarray:
+    return pixels
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A condition's arrays, its functions of a run, and what it does to the finished picture (H, W, 3) uint8."""
+
+    inputs: Inputs = Inputs()
+    bind: Callable[[Run], Hooks] = no_hooks
+    finish: Callable[[np.ndarray], np.ndarray] = no_finish
+    icc: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One editing or steering method, as the user asked for it.  Each class registers under its name."""
+
+    def __init_subclass__(cls) -> None:
+        REGISTRY[cls.__name__] = cls
+
+    def plan(self, draft: Draft) -> Draft:
+        return draft
+
+    def prepare(self, stage: Stage) -> Prepared:
+        return Prepared()
+
+    def to_json(self) -> dict[str, Any]:
+        """Class name and the fields that differ from their defaults; pictures as path and sha256."""
+        values = {"condition": type(self).__name__}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.metadata.get("picture") and value is not None:
+                values[each.name] = describe(value, each.name)
+            elif value != each.default:
+                values[each.name] = value
+        return values
+
+
+def condition_named(name: str, values: Mapping[str, Any]) -> Condition:
+    """A condition by its class name.  Raises UsageError for one that is unknown."""
+    if name not in REGISTRY:
+        raise UsageError(f"unknown condition `{name}`", f"known: {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[name](**values)
+
+
+def condition_from_json(value: Mapping[str, Any]) -> Condition:
+    """The condition that `to_json` described.  Raises UsageError for one that is unknown or whose pictures changed."""
+    rest = {**value}
+    name = rest.pop("condition")
+    pictures = {each.name for each in fields(REGISTRY[name]) if each.metadata.get("picture")} if name in REGISTRY else ()
+    return condition_named(name, {key: described(each, key) if key in pictures else each for key, each in rest.items()})
+
+
+def request_from_json(value: Mapping[str, Any]) -> Request:
+    """The request that `to_json` wrote.  Raises UsageError where a key or value is wrong."""
+    try:
+        rest = {**value}
+        conditions = tuple(condition_from_json(each) for each in rest.pop("conditions", []))
+        config = Config(**rest.pop("config", {}))
+        return Request(config=config, seeds=tuple(rest.pop("seeds")), conditions=conditions, **rest)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"this is no request of mflux ({error})", "was the metadata edited by hand?") from None
+
+
+def merge(all_hooks: Sequence[Hooks]) -> Hooks:
+    """The hooks of one run, in the order of the conditions.  The plan has refused clashes already."""
+    edits = [hooks.edit_attention for hooks in all_hooks if hooks.edit_attention]
+    if len(edits) > 1:
+        raise UsageError("two conditions both replace the attention's output", "use one of them")
+    return Hooks(
+        start=next((hooks.start for hooks in all_hooks if hooks.start), None),
+        edit_attention=edits[0] if edits else None,
+        watch_attention=[each for hooks in all_hooks for each in hooks.watch_attention],
+        residuals=[each for hooks in all_hooks for each in hooks.residuals],
+        steer=[each for hooks in all_hooks for each in hooks.steer],
+        after_step=[each for hooks in all_hooks for each in hooks.after_step],
+        keep=[each for hooks in all_hooks for each in hooks.keep],
+        artifacts={name: value for hooks in all_hooks for name, value in hooks.artifacts.items()},
+    )
+
+
+def check_channels(draft: Draft) -> None:
+    """Refuse a transformer whose input is not what the conditions give it."""
+    if draft.channels == draft.transformer.in_channels:
+        return
+    task = next((task for task, n in TASK_CHANNELS.items() if n == draft.transformer.in_channels), "")
+    needs = f"{draft.channels_by} needs" if draft.channels_by else "a plain picture needs"
+    hint = f"use a checkpoint for it, for example `--model {'fill' if draft.channels == 384 else 'dev'}`"
+    if task == "fill":
+        hint = "draw with `mflux-generate-fill`, or use another model here, for example `--model dev`"
+    elif draft.channels_by == "Fill":
+        hint += ", or repaint with `mflux-generate --mask-path`"
+    raise UsageError(
+        f"`{draft.request.model}` takes {draft.transformer.in_channels} channels per token, "
+        f"but {needs} {draft.channels}",
+        hint,
+        "model",
+    )

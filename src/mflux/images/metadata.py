@@ -1,0 +1,131 @@
+"""Pictures to files: never overwritten, never half-written, with their metadata inside.
+
+Metadata is one JSON object in EXIF's UserComment (ASCII prefix, `\\u` escapes), the flat keys of mflux 0.24 and our
+`request`.  A JPEG holds at most 64 KB of it; then `request` is left out.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import piexif
+import piexif.helper
+from PIL import Image
+
+from mflux.errors import MfluxError, UsageError
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+JPEG_EXIF_LIMIT = 65_000
+LOSSY = {"quality": 95, "subsampling": 0}
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """A name that a picture can be saved under.  Raises UsageError before anything is drawn."""
+    target = Path(path).expanduser()
+    if target.is_dir() or str(path).endswith(("/", os.sep)):
+        raise UsageError(f"`{path}` is a folder", "give a file name, for example `image.png`", "output")
+    if target.suffix.lower() not in FORMATS:
+        ending = f"the ending `{target.suffix}`" if target.suffix else "no ending"
+        raise UsageError(f"`{path}` has {ending}", f"use one of {', '.join(FORMATS)}", "output")
+    folder = target.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"`{path}` cannot be written: `{folder}` is no folder that may be written to", "", "output")
+    return target
+
+
+def exif_bytes(metadata: dict[str, Any], limit: int | None = None) -> bytes:
+    """EXIF with the metadata as its UserComment."""
+    comment = b"ASCII\x00\x00\x00" + json.dumps(metadata).encode("ascii")
+    if limit and len(comment) > limit:
+        if "request" in metadata:
+            return exif_bytes({key: value for key, value in metadata.items() if key != "request"}, limit)
+        return b""
+    return piexif.dump({"Exif": {piexif.ExifIFD.UserComment: comment}})
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The metadata object inside a picture; None where there is none.  Reads the prefixes of mflux 0.9 and 0.24."""
+    with Image.open(path) as image:
+        comment = image.getexif().get_ifd(piexif.ExifIFD.UserComment and 0x8769).get(piexif.ExifIFD.UserComment)
+    if not isinstance(comment, bytes | str):
+        return None
+    raw = comment.encode("latin-1") if isinstance(comment, str) else comment
+    try:
+        value = json.loads(raw.removeprefix(b"ASCII\x00\x00\x00").decode("utf-8"))
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def save_picture(
+    image: Image.Image, path: str | os.PathLike[str], metadata: dict[str, Any] | None, overwrite: bool, icc: bytes | None
+) -> Path:
+    """Write a picture and return its path: `path`, or with `_1`, `_2`, ... where that exists and is not overwritten."""
+    target = check_output(path)
+    kind = FORMATS[target.suffix.lower()]
+    options: dict[str, Any] = {} if kind == "PNG" else dict(LOSSY) if kind == "JPEG" else {"lossless": True}
+    if metadata:
+        options["exif"] = exif_bytes(metadata, JPEG_EXIF_LIMIT if kind == "JPEG" else None)
+    if icc:
+        options["icc_profile"] = icc
+    if kind == "JPEG" and image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+    def write(file: Any) -> None:
+        image.save(file, format=kind, **options)
+
+    return write_file(target, write, overwrite)
+
+
+def save_json(value: dict[str, Any], path: Path, overwrite: bool) -> Path:
+    """Write a JSON side file; returns the path written."""
+    text = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "replace")
+    return write_file(path, lambda file: file.write(text), overwrite)
+
+
+def write_file(target: Path, write: Any, overwrite: bool) -> Path:
+    """Write to a temporary file beside the target, then give it its name; a taken name gets `_1`, `_2`, ..."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-")
+    except OSError as error:
+        raise MfluxError(f"`{target}` cannot be written ({error.strerror})", "choose another folder", "output") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.chmod(temporary, 0o666 & ~current_umask())
+        return named_free(Path(temporary), target, overwrite)
+    except OSError as error:
+        raise MfluxError(f"`{target}` cannot be written ({error.strerror})", "is the disk full?", "output") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def named_free(temporary: Path, target: Path, overwrite: bool) -> Path:
+    """Rename to the target, or to the first free numbered name beside it; atomic, also between processes."""
+    if overwrite:
+        os.replace(temporary, target)
+        return target
+    number = 0
+    while True:
+        name = target if number == 0 else target.with_stem(f"{target.stem}_{number}")
+        try:
+            os.link(temporary, name)
+            return name
+        except FileExistsError:
+            number += 1
+        except OSError:  # a file system without hard links
+            if not name.exists():
+                os.replace(temporary, name)
+                return name
+            number += 1
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

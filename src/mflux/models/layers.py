@@ -1,0 +1,166 @@
+"""Layers that the networks share.
+
+Unusual here: on the CPU, MLX evaluates exp, tanh and sigmoid one element at a time, about 50 times slower than a
+multiplication, and they dominate FLUX's blocks.  `exp2` builds the exponential from multiplications, additions and bit
+shifts, which run at vector speed, to 2e-7; the activations, softmax and attention below use it there.  On a GPU they
+are MLX's own functions.
+"""
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+LOG2_E = math.log2(math.e)
+ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in a float32's low bits
+# 2^f on [-0.5, 0.5], minimax in relative error (Remez, computed with mpmath), highest power first; error 1.2e-7.
+EXP2_POLYNOMIAL = (1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0)
+ATTENTION_CHUNK = 1 << 24  # scores held at once by CPU attention: 64 MB in float32
+DEQUANTIZE_FROM_ROWS = 16  # below this many rows MLX's quantized matmul wins on the CPU
+
+
+def on_cpu() -> bool:
+    """True where MLX's default device is the CPU."""
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+@mx.custom_function
+def _exp2_float32(x: mx.array) -> mx.array:
+    x = mx.clip(x, -126.0, 126.0)
+    shifted = x + ROUNDING
+    fraction = x - (shifted - ROUNDING)
+    power = EXP2_POLYNOMIAL[0] * fraction + EXP2_POLYNOMIAL[1]
+    for coefficient in EXP2_POLYNOMIAL[2:]:
+        power = power * fraction + coefficient
+    exponent = mx.left_shift(mx.view(shifted, mx.int32), 23) + 0x3F800000
+    return power * mx.view(exponent, mx.float32)
+
+
+@_exp2_float32.vjp
+def _exp2_gradient(primal, cotangent, output):  # type: ignore[no-untyped-def]
+    return cotangent * output * math.log(2)
+
+
+def exp2(x: mx.array) -> mx.array:
+    """2^x for x within +-126 (clamped there), to 2e-7 relative, at the speed of multiplications on a CPU."""
+    return _exp2_float32(x.astype(mx.float32)).astype(x.dtype)
+
+
+def _by_device(cheap: Callable[[mx.array], mx.array], own: Callable[[mx.array], mx.array]) -> Callable:
+    """A function of one array: `cheap` in float32 on the CPU, MLX's `own` on a GPU."""
+
+    def function(x: mx.array) -> mx.array:
+        return cheap(x.astype(mx.float32)).astype(x.dtype) if on_cpu() else own(x)
+
+    return function
+
+
+GELU_SLOPE = math.sqrt(2 / math.pi)
+exp = _by_device(lambda x: exp2(x * LOG2_E), mx.exp)
+sigmoid = _by_device(lambda x: 1.0 / (1.0 + exp2(x * -LOG2_E)), mx.sigmoid)
+tanh = _by_device(lambda x: 2.0 / (1.0 + exp2(x * (-2 * LOG2_E))) - 1.0, mx.tanh)
+silu = _by_device(lambda x: x / (1.0 + exp2(x * -LOG2_E)), nn.silu)
+quick_gelu = _by_device(lambda x: x / (1.0 + exp2(x * (-1.702 * LOG2_E))), lambda x: x * mx.sigmoid(1.702 * x))
+# 0.5 x (1 + tanh(s (x + 0.044715 x^3))) written as x * sigmoid(2 s (x + 0.044715 x^3)): one exponential, no tanh.
+gelu_tanh = _by_device(
+    lambda x: x / (1.0 + exp2(x * (x * x * (-2 * LOG2_E * GELU_SLOPE * 0.044715) - 2 * LOG2_E * GELU_SLOPE))),
+    nn.gelu_approx,
+)
+
+
+def softmax(x: mx.array) -> mx.array:
+    """Softmax over the last axis, in float32 inside."""
+    if not on_cpu():
+        return mx.softmax(x, axis=-1, precise=True)
+    wide = x.astype(mx.float32)
+    power = exp2((wide - mx.stop_gradient(wide.max(axis=-1, keepdims=True))) * LOG2_E)
+    return (power / power.sum(axis=-1, keepdims=True)).astype(x.dtype)
+
+
+def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float, bias: mx.array | None = None) -> mx.array:
+    """Softmax attention.  queries: (B, heads, N, d), keys and values: (B, heads, M, d), bias: broadcast to
+    (B, heads, N, M) and added to the scores.  Returns (B, heads, N, d).
+
+    On the CPU heads and rows go in chunks, so that at most ATTENTION_CHUNK scores are held at a time.
+    """
+    if not on_cpu():
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
+    batch, heads, rows, columns = *queries.shape[:3], keys.shape[2]
+    head_step = max(1, min(heads, ATTENTION_CHUNK // (batch * rows * columns)))
+    row_step = rows if head_step > 1 else max(1, min(rows, ATTENTION_CHUNK // (batch * columns)))
+
+    def part(head: int, row: int) -> mx.array:
+        heads_part, rows_part = slice(head, head + head_step), slice(row, row + row_step)
+        some = queries[:, heads_part, rows_part] * (scale * LOG2_E)
+        scores = some @ keys[:, heads_part].swapaxes(-1, -2)
+        if bias is not None:
+            wide = mx.broadcast_to(bias, (bias.shape[0], heads, rows, columns))
+            scores = scores + wide[:, heads_part, rows_part] * LOG2_E
+        power = exp2(scores - mx.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        return (power @ values[:, heads_part]) / power.sum(axis=-1, keepdims=True)
+
+    strips = [[part(head, row) for row in range(0, rows, row_step)] for head in range(0, heads, head_step)]
+    return joined([joined(strip, axis=2) for strip in strips], axis=1)
+
+
+def joined(parts: list[mx.array], axis: int) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)
+
+
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """(B, N, heads * d) -> (B, heads, N, d)."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: mx.array) -> mx.array:
+    """(B, heads, N, d) -> (B, N, heads * d)."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis with a weight, in float32 inside."""
+
+    def __init__(self, size: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = mx.ones((size,))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, self.weight, self.eps)
+
+
+class GroupNorm(nn.Module):
+    """Group norm of (B, H, W, C) as torch computes it; statistics in float32."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = mx.ones((channels,))
+        self.bias = mx.zeros((channels,))
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, height, width, channels = x.shape
+
+        def group_mean(values: mx.array) -> mx.array:
+            """Mean over pixels and the channels of a group, back at one number a channel: (B, 1, 1, C)."""
+            columns = values.reshape(batch, height * width, channels).sum(axis=1)
+            means = columns.reshape(batch, self.groups, -1).mean(axis=-1, keepdims=True) / (height * width)
+            wide = mx.broadcast_to(means, (batch, self.groups, channels // self.groups))
+            return wide.reshape(batch, 1, 1, channels)
+
+        centred = x.astype(mx.float32)
+        centred = centred - group_mean(centred)
+        scale = mx.rsqrt(group_mean(mx.square(centred)) + self.eps) * self.weight
+        return (centred * scale + self.bias).astype(x.dtype)
+
+
+class QuantizedLinear(nn.QuantizedLinear):
+    """A quantized Linear that unpacks its weight and multiplies by BLAS where that is faster: many rows on a CPU."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not on_cpu() or x.size // x.shape[-1] < DEQUANTIZE_FROM_ROWS:
+            return super().__call__(x)
+        weight = mx.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
+        out = x @ weight.astype(x.dtype).T
+        return out + self.bias if "bias" in self else out

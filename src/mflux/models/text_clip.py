@@ -1,0 +1,114 @@
+"""CLIP's text encoder: FLUX.1 uses only the state of the end token, as its pooled text vector.
+
+Attention is causal and padding follows the end token, so padding never changes the result.  Module names are those of
+transformers' CLIPTextModel files.
+"""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mflux.models.layers import attention, gelu_tanh, merge_heads, quick_gelu, split_heads
+
+LEGACY_EOS = 2  # what the published configs say, whatever the tokenizer's end token is: then the largest id counts
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": nn.gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of CLIP's text encoder; field names are those of its config.json."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    layer_norm_eps: float = 1e-5
+    hidden_act: str = "quick_gelu"
+    eos_token_id: int = LEGACY_EOS
+
+
+class ClipAttention(nn.Module):
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
+
+    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
+        q, k, v = (split_heads(linear(x), self.heads) for linear in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(merge_heads(attention(q, k, v, q.shape[-1] ** -0.5, mask)))
+
+
+class ClipFeedForward(nn.Module):
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class ClipLayer(nn.Module):
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = ClipAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ClipFeedForward(config)
+
+    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x), mask)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class ClipEmbeddings(nn.Module):
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return self.token_embedding(ids) + self.position_embedding(mx.arange(ids.shape[1]))
+
+
+class ClipLayers(nn.Module):
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.layers = [ClipLayer(config) for _ in range(config.num_hidden_layers)]
+
+
+class ClipTextModel(nn.Module):
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.embeddings = ClipEmbeddings(config)
+        self.encoder = ClipLayers(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class ClipTextEncoder(nn.Module):
+    """CLIP-L's text tower."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+        self.text_model = ClipTextModel(config)
+
+    def __call__(self, ids: mx.array) -> tuple[mx.array, mx.array]:
+        """ids: (B, 77) int32.  Returns all states after the final norm (B, 77, P) and the pooled vector (B, P).
+
+        Source: transformers' CLIPTextModel: the first `eos_token_id`, or where that is 2 the largest id.
+        """
+        model = self.text_model
+        x = model.embeddings(ids)
+        mask = nn.MultiHeadAttention.create_additive_causal_mask(ids.shape[1], x.dtype)[None, None]
+        for layer in model.encoder.layers:
+            x = layer(x, mask)
+        states = model.final_layer_norm(x)
+        legacy = self.config.eos_token_id == LEGACY_EOS
+        ends = mx.argmax(ids if legacy else ids == self.config.eos_token_id, axis=-1)
+        return states, states[mx.arange(ids.shape[0]), ends]

@@ -1,0 +1,82 @@
+"""The machine: which BLAS, which device, how much memory.
+
+MLX's Linux CPU wheel links the reference BLAS (about 7 GFLOP/s on two cores).  Loading an optimised library with global
+symbols BEFORE the first `import mlx.core` makes the same wheel use it (about 200 GFLOP/s), so `mflux/__init__` calls
+`load_blas` first of all.  This module imports nothing heavy.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+MULTIARCH = ("x86_64-linux-gnu", "aarch64-linux-gnu", ".")
+SYSTEM_FOLDERS = ("/usr/lib", "/usr/local/lib", "/usr/lib64", "/opt/OpenBLAS/lib")
+SYSTEM_NAMES = ("openblas-pthread/libopenblas.so.0", "openblas-openmp/libopenblas.so.0", "libopenblas.so.0", "libopenblas.so")
+# Libraries with plain symbol names inside wheels; those of numpy and scipy carry prefixed names and do not serve.
+WHEEL_PATTERNS = ("../../libmkl_rt.so.*", "opencv_python_headless.libs/libopenblas*", "opencv_python.libs/libopenblas*")
+
+_blas: str | None = None
+
+
+def load_blas() -> str | None:
+    """Load an optimised BLAS for MLX's CPU backend and return its path; None where none is found or needed.
+
+    `MFLUX_BLAS` names a library to load, or is `off` for the wheel's own.  Linux only: macOS has Accelerate.
+    """
+    global _blas
+    wish = os.environ.get("MFLUX_BLAS", "")
+    if _blas or wish == "off" or not sys.platform.startswith("linux"):
+        return _blas
+    if "mlx.core" in sys.modules:
+        print("mflux: mlx was imported first, so it keeps its slow BLAS; `import mflux` before mlx", file=sys.stderr)
+        return None
+    for path in [wish] if wish else candidates():
+        try:
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            if wish:
+                print(f"mflux: `MFLUX_BLAS={wish}` cannot be loaded ({error}); give a path or `off`", file=sys.stderr)
+            continue
+        _blas = path
+        return path
+    return None
+
+
+def candidates() -> Iterator[str]:
+    """Paths of optimised BLAS libraries on this machine, the fastest first."""
+    for folder in SYSTEM_FOLDERS:
+        for name in SYSTEM_NAMES:
+            for arch in MULTIARCH:
+                path = os.path.join(folder, arch, name)
+                if os.path.exists(path):
+                    yield path
+    for pattern in WHEEL_PATTERNS:
+        for folder in sys.path:
+            base, _, rest = pattern.rpartition("/")
+            yield from sorted(map(str, Path(folder, base).glob(rest))) if folder else ()
+
+
+def blas_advice() -> str | None:
+    """One line on how to get a fast BLAS, where MLX runs on a Linux CPU without one; else None."""
+    if _blas or not sys.platform.startswith("linux") or os.environ.get("MFLUX_BLAS") or not on_cpu():
+        return None
+    return (
+        "mflux: no optimised BLAS found, drawing will be about 20 times slower; "
+        "`pip install mkl` (x86), `pip install opencv-python-headless`, or Debian's libopenblas0-pthread brings one"
+    )
+
+
+def on_cpu() -> bool:
+    """True where MLX's default device is the CPU."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+@cache
+def physical_memory() -> int:
+    """Bytes of memory in this machine (unified memory on a Mac)."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,77 @@
+"""The models that have a name, as data: where they live and what their commands use by default.
+
+Rows are keyed by (family, task), so that `--model tiny` can mean the row of the command's own task.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mflux.errors import UsageError
+
+BUILT_IN = Path(__file__).parent.parent / "tiny"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One named model.  steps, guidance, text_tokens, side are the defaults of a run with it."""
+
+    name: str
+    family: str  # dev, schnell, tiny
+    task: str  # base, fill, kontext, depth, canny
+    repo: str = ""  # Hugging Face hub id
+    folder: str = ""  # folder below BUILT_IN, for models inside the package
+    companion: str = ""  # row that provides the parts which this one's folder lacks
+    steps: int = 25
+    guidance: float | None = 3.5  # None: the network takes none
+    text_tokens: int = 512
+    side: int = 1024
+    aliases: tuple[str, ...] = field(default=())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+
+BFL = "black-forest-labs/FLUX.1-"
+ROWS = (
+    Row("schnell", "schnell", "base", BFL + "schnell", steps=4, guidance=None, text_tokens=256),
+    Row("dev", "dev", "base", BFL + "dev"),
+    Row("krea-dev", "dev", "base", BFL + "Krea-dev", aliases=("krea",)),
+    Row("dev-fill", "dev", "fill", BFL + "Fill-dev", guidance=30.0, aliases=("fill",)),
+    Row("dev-kontext", "dev", "kontext", BFL + "Kontext-dev", steps=28, guidance=2.5, aliases=("kontext",)),
+    Row("dev-depth", "dev", "depth", BFL + "Depth-dev", guidance=10.0, aliases=("depth",)),
+    Row("dev-canny", "dev", "canny", BFL + "Canny-dev", guidance=30.0, aliases=("canny",)),
+    Row("tiny", "tiny", "base", folder="base", steps=8, text_tokens=32, side=128),
+    Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", steps=8, text_tokens=32, side=128),
+)
+BY_NAME = {name: row for row in ROWS for name in row.names}
+TASK_CHANNELS = {"base": 64, "kontext": 64, "depth": 128, "canny": 128, "fill": 384}
+
+
+def find(name: str, task: str = "base") -> Row | None:
+    """The row of an alias; a family's bare name means its row for `task` where it has weights of its own for that."""
+    row = BY_NAME.get(name)
+    if row and row.family == "tiny" and row.task == "base":
+        return BY_NAME.get(f"{row.name}/{task}", row)
+    return row
+
+
+def by_repo(repo: str) -> Row | None:
+    """The row of a hub id."""
+    return next((row for row in ROWS if row.repo and row.repo.lower() == repo.lower()), None)
+
+
+def require(name: str, field_name: str) -> Row:
+    """The row of an alias or hub id, or a UsageError with the nearest names."""
+    row = BY_NAME.get(name) or by_repo(name)
+    if row is None:
+        raise UsageError(f"unknown model `{name}`", nearest(name), field_name)
+    return row
+
+
+def nearest(name: str) -> str:
+    """A hint with the names that look most like `name`."""
+    close = difflib.get_close_matches(name.lower(), BY_NAME, n=3, cutoff=0.4)
+    names = ", ".join(f"`{each}`" for each in close or ("schnell", "dev", "tiny"))
+    return f"did you mean {names}?  Or give a folder, or a hub id such as `black-forest-labs/FLUX.1-dev`"

@@ -1,0 +1,295 @@
+"""Run every case of an oracle folder through mflux and compare with diffusers' numbers.
+
+    python tools/parity.py ../shared/oracle/core --out /tmp/out [--only 'fill*']
+
+Writes OUT/<case>.safetensors with the tensors named as the case expects, prints one line a case with the largest
+difference against its tolerance, and ends with `N passed, N failed, N not supported yet`.  Exit status 0 if nothing
+failed.  It knows computations (`pipeline` in case.json), never cases.
+"""
+
+import argparse
+import fnmatch
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mflux import Config, Flux1, MfluxError  # first: it loads the BLAS before mlx
+
+import mlx.core as mx
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from mflux.conditions import Fill, ImageToImage, Inpaint
+from mflux.engine.latents import grid_ids, pack_latents
+from mflux.engine.schedule import read_schedule, strength_start
+from mflux.engine.slots import Condition
+from mflux.engine.tokens import open_clip, open_t5
+from mflux.images.masks import PAINT_FROM
+from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
+from mflux.images.sizes import floor_to_cell
+from mflux.models.transformer import rope_table
+from mflux.weights.load import load_network
+
+Tensors = dict[str, Any]
+DIFFUSERS_SIDE = 1024
+ENCODED = ("input_ids", "last_hidden_state", "pooled")
+MANDATORY = {
+    "transformer": ("sample",),
+    "clip": ENCODED,
+    "t5": ENCODED,
+    "vae-encode": ("latents", "mean", "logvar"),
+    "vae-decode": ("pixels", "image"),
+    "text-to-image": ("latents", "image"),
+    "true-cfg": ("latents", "image"),
+    "image-to-image": ("latents", "image"),
+    "inpaint": ("latents", "image"),
+    "fill": ("latents", "image"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One folder of `cases/`."""
+
+    oracle: Path
+    folder: Path
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        return json.loads((self.folder / "case.json").read_text(encoding="utf-8"))
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return self.spec["args"]
+
+    def model(self, name: str | None = None) -> Path:
+        return self.oracle / "models" / (name or self.spec["model"])
+
+    def path(self, name: str) -> Path:
+        return self.folder / self.spec["inputs"][name]
+
+    def tensor(self, name: str) -> mx.array | None:
+        """A tensor input; None where the case has none of this name."""
+        return mx.array(load_file(self.path(name))[name]) if name in self.spec["inputs"] else None
+
+    def needed(self, name: str) -> mx.array:
+        value = self.tensor(name)
+        assert value is not None, f"{self.folder.name} has no input {name}"
+        return value
+
+
+def tokenizer(case: Case) -> Tensors:
+    opened = (open_t5 if case.args["tokenizer"] == "tokenizer_2" else open_clip)(case.model() / case.args["tokenizer"])
+    return {"input_ids": opened.ids(case.args["prompts"], case.args["max_length"])}
+
+
+def clip(case: Case) -> Tensors:
+    encoder = load_network("text_encoder", case.model() / "text_encoder")
+    ids = case.tensor("input_ids")
+    if ids is None:
+        length = encoder.config.max_position_embeddings
+        ids = mx.array(open_clip(case.model() / "tokenizer").ids(case.args["prompts"], length))
+    states, pooled = encoder(ids)
+    return {"input_ids": ids, "last_hidden_state": states, "pooled": pooled}
+
+
+def t5(case: Case) -> Tensors:
+    ids = open_t5(case.model() / "tokenizer_2").ids(case.args["prompts"], case.args.get("max_sequence_length", 512))
+    states = np.array(load_network("text_encoder_2", case.model() / "text_encoder_2")(mx.array(ids)))
+    keep = case.args.get("keep_tokens")
+    return {"input_ids": ids, "last_hidden_state": states if keep is None else states[:, keep]}
+
+
+def vae_encode(case: Case) -> Tensors:
+    vae, tiled, pixels = load_network("vae", case.model() / "vae"), case.args.get("tiling", False), case.needed("pixels")
+    mean, logvar = vae.posterior(pixels, tiled)
+    out = {"mean": mean, "logvar": logvar, "latents": vae.encode(pixels, tiled=tiled)}
+    noise = case.tensor("vae_noise")
+    return out if noise is None else out | {"sampled_latents": vae.encode(pixels, noise, tiled)}
+
+
+def vae_decode(case: Case) -> Tensors:
+    vae = load_network("vae", case.model() / "vae")
+    pixels = np.array(vae.decode(case.needed("latents"), case.args.get("tiling", False)))
+    return {"pixels": pixels, "image": from_pixels(pixels)}
+
+
+def transformer(case: Case) -> Tensors:
+    network = load_network("transformer", case.model() / "transformer")
+    table = network.modulate(case.needed("timestep"), case.tensor("guidance"), case.needed("pooled_projections"))
+    ids = np.concatenate([np.array(case.needed("txt_ids")), np.array(case.needed("img_ids"))])
+    rope = rope_table(ids, network.config.axes_dims_rope)
+    return {"sample": network(case.needed("hidden_states"), case.needed("encoder_hidden_states"), table, rope)}
+
+
+def schedule(case: Case) -> Tensors:
+    out: Tensors = {}
+    for index, row in enumerate(case.args["table"]):
+        chosen = read_schedule(case.model(row["model"]) / "scheduler")
+        tokens = floor_to_cell(row["height"]) * floor_to_cell(row["width"]) // 256
+        own = row.get("sigmas")
+        steps = len(own) if own else row["num_inference_steps"]
+        sigmas = chosen.sigmas(steps, tokens, own)[strength_start(steps, row.get("strength", 1.0)) :]
+        out[f"mu.{index}"] = np.float32(chosen.mu(tokens))
+        out[f"sigmas.{index}"] = np.float32(sigmas)
+        out[f"timesteps.{index}"] = np.float32(sigmas[:-1]) * np.float32(1000)
+    return out
+
+
+def pack(case: Case) -> Tensors:
+    latents = case.needed("latents")
+    height, width = latents.shape[2] * 8, latents.shape[3] * 8
+    return {"packed": pack_latents(latents), "image_ids": grid_ids(height, width).astype(np.float32)}
+
+
+def preprocess(case: Case) -> Tensors:
+    height, width = floor_to_cell(case.args["height"]), floor_to_cell(case.args["width"])
+    picture = open_picture(case.path("image"), "image").resized(height, width)
+    mask = np.asarray(open_grey(case.path("mask"), "mask").resize((width, height), 1)) >= PAINT_FROM
+    return {"pixels": to_pixels(picture.rgb), "mask": mask[None, None].astype(np.float32)}
+
+
+def text_to_image(case: Case) -> Tensors:
+    return draw(case, [], {})
+
+
+def image_to_image(case: Case) -> Tensors:
+    strength = case.args.get("strength", 0.6)
+    return draw(case, [ImageToImage(case.path("image"), strength=strength)], {"guidance": 7.0})
+
+
+def inpaint(case: Case) -> Tensors:
+    condition = Inpaint(
+        case.path("image"),
+        case.path("mask"),
+        strength=case.args.get("strength", 0.6),
+        composite=False,
+        latent_mask="nearest",
+        crop=case.args.get("padding_mask_crop"),
+    )
+    return draw(case, [condition], {"guidance": 7.0})
+
+
+def fill(case: Case) -> Tensors:
+    conditions: list[Condition] = [Fill(case.path("image"), case.path("mask"), composite=False)]
+    if "strength" in case.args:
+        conditions.insert(0, ImageToImage(case.path("image"), strength=case.args["strength"]))
+    return draw(case, conditions, {"guidance": 30.0, "num_inference_steps": 50})
+
+
+def draw(case: Case, conditions: list[Condition], defaults: dict[str, Any]) -> Tensors:
+    """A whole pipeline: diffusers' arguments in, latents and pictures out."""
+    args = {"height": DIFFUSERS_SIDE, "width": DIFFUSERS_SIDE, "num_inference_steps": 28, "guidance": 3.5}
+    args |= {"max_sequence_length": 512, **defaults, **case.args}
+    negative = args.get("negative_prompt") if args.get("true_cfg_scale", 1.0) > 1 else None
+    names = ("height", "width", "num_inference_steps", "guidance", "max_sequence_length", "sigmas")
+    config = Config(
+        **{name: args[name] for name in names if args.get(name) is not None},
+        true_cfg=1.0 if negative is None else args["true_cfg_scale"],
+    )
+    flux = Flux1(str(case.model()))
+    if args.get("posterior") == "sample":
+        roles = {"image": case.tensor("vae_noise"), "masked": case.tensor("masked_vae_noise")}
+        flux.posterior_noise = {role: noise for role, noise in roles.items() if noise is not None}
+    noise = case.tensor("noise") if "noise" in case.spec["inputs"] else case.tensor("latents")
+    prompts = args["prompt"] if isinstance(args["prompt"], list) else [args["prompt"]]
+    count, images = args.get("num_images_per_prompt", 1), []
+    for index, prompt in enumerate(prompts):
+        images += flux.generate_image(
+            seed=list(range(count)),
+            prompt=prompt,
+            config=config,
+            prompt_2=each(args.get("prompt_2"), index),
+            negative_prompt=each(negative, index),
+            negative_prompt_2=each(args.get("negative_prompt_2"), index),
+            conditions=conditions,
+            latents=noise[index * count : (index + 1) * count],
+        )
+    latents = np.stack([np.array(image.artifacts["latents"]) for image in images])
+    return {"latents": latents, "image": np.stack([np.asarray(image.image) for image in images])}
+
+
+def each(value: Any, index: int) -> Any:
+    return value[index] if isinstance(value, list) else value
+
+
+RUNNERS: dict[str, Callable[[Case], Tensors]] = {
+    "tokenizer": tokenizer,
+    "clip": clip,
+    "t5": t5,
+    "vae-encode": vae_encode,
+    "vae-decode": vae_decode,
+    "transformer": transformer,
+    "schedule": schedule,
+    "pack": pack,
+    "preprocess": preprocess,
+    "text-to-image": text_to_image,
+    "true-cfg": text_to_image,
+    "image-to-image": image_to_image,
+    "inpaint": inpaint,
+    "fill": fill,
+}
+
+
+def run(case: Case) -> dict[str, np.ndarray]:
+    """The case's tensors; `refused` where its files are refused, as they should be."""
+    try:
+        out = RUNNERS[case.spec["pipeline"]](case)
+    except MfluxError as error:
+        print(f"  {case.folder.name}: {error.problem}", file=sys.stderr)
+        return {"refused": np.float32(1)}
+    return {name: np.ascontiguousarray(np.array(value)) for name, value in out.items() if name in case.spec["expected"]}
+
+
+def compare(case: Case, out: dict[str, np.ndarray]) -> tuple[bool, str]:
+    """Whether every mandatory tensor is there and within its tolerance, and the worst of them in words."""
+    wanted = load_file(case.folder / "expected.safetensors")
+    mandatory = set(MANDATORY.get(case.spec["pipeline"], wanted)) & set(wanted)
+    absent = mandatory - set(out)
+    if absent:
+        return False, f"absent: {', '.join(sorted(absent))}"
+    worst, words = -1.0, ""
+    for name, value in out.items():
+        allowed = case.spec["expected"][name]
+        if value.shape != wanted[name].shape:
+            return False, f"{name} has shape {value.shape}, expected {wanted[name].shape}"
+        difference = float(np.abs(value.astype(np.float64) - wanted[name].astype(np.float64)).max(initial=0))
+        share = difference / allowed if allowed else difference * np.inf if difference else 0.0
+        if not share <= worst:  # a nan is the worst
+            worst, words = share, f"{name} {difference:.3g} (allowed {allowed:g})"
+    return worst <= 1, words
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("oracle", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default="*", help="cases whose name matches this pattern")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("mflux").setLevel(logging.ERROR)
+    counts = {"passed": 0, "failed": 0, "not supported yet": 0}
+    for folder in sorted((options.oracle / "cases").iterdir()):
+        if not fnmatch.fnmatch(folder.name, options.only):
+            continue
+        case = Case(options.oracle, folder)
+        if case.spec["pipeline"] not in RUNNERS:
+            verdict, words = "not supported yet", case.spec["pipeline"]
+        else:
+            out = run(case)
+            save_file(out, options.out / f"{folder.name}.safetensors")
+            good, words = compare(case, out)
+            verdict = "passed" if good else "failed"
+        counts[verdict] += 1
+        print(f"{verdict:18s} {folder.name:36s} {words}", flush=True)
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    return 1 if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
