@@ -106,7 +106,11 @@ def t5(case: Case) -> Tensors:
 
 
 def vae_encode(case: Case) -> Tensors:
-    vae, tiled, pixels = load_network("vae", case.model() / "vae"), case.args.get("tiling", False), case.needed("pixels")
+    vae, tiled, pixels = (
+        load_network("vae", case.model() / "vae"),
+        case.args.get("tiling", False),
+        case.needed("pixels"),
+    )
     mean, logvar = vae.posterior(pixels, tiled)
     out = {"mean": mean, "logvar": logvar, "latents": vae.encode(pixels, tiled=tiled)}
     noise = case.tensor("vae_noise")

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from mflux.engine.flux import Flux1
     from mflux.engine.picture import GeneratedImage
     from mflux.engine.request import Config
-    from mflux.errors import MfluxError, ModelError, StoppedEarly, UsageError
+    from mflux.errors import MfluxError, ModelError, UsageError
 
 __version__ = "1.0.0.dev0"
-__all__ = ["Config", "Flux1", "GeneratedImage", "MfluxError", "ModelError", "StoppedEarly", "UsageError"]
+__all__ = ["Config", "Flux1", "GeneratedImage", "MfluxError", "ModelError", "UsageError"]
 
 _HOMES = {
     "Config": "mflux.engine.request",
@@ -22,7 +22,6 @@ _HOMES = {
     "GeneratedImage": "mflux.engine.picture",
     "MfluxError": "mflux.errors",
     "ModelError": "mflux.errors",
-    "StoppedEarly": "mflux.errors",
     "UsageError": "mflux.errors",
 }
 

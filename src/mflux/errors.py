@@ -2,8 +2,7 @@
 
 MfluxError            exit code 1   a model's content, the network, a licence, the disk, memory
 |-- UsageError        exit code 2   something the user typed or named
-|-- ModelError        exit code 1   a checkpoint that is absent, damaged or of another kind
-`-- StoppedEarly      exit code 3   battery or time; finished pictures are kept
+`-- ModelError        exit code 1   a checkpoint that is absent, damaged or of another kind
 """
 
 
@@ -33,9 +32,3 @@ class UsageError(MfluxError):
 
 class ModelError(MfluxError):
     """A checkpoint that is absent, damaged or not what it should be."""
-
-
-class StoppedEarly(MfluxError):
-    """The run ended before its last picture; those already finished are kept."""
-
-    exit_code = 3

@@ -14,7 +14,12 @@ from pathlib import Path
 
 MULTIARCH = ("x86_64-linux-gnu", "aarch64-linux-gnu", ".")
 SYSTEM_FOLDERS = ("/usr/lib", "/usr/local/lib", "/usr/lib64", "/opt/OpenBLAS/lib")
-SYSTEM_NAMES = ("openblas-pthread/libopenblas.so.0", "openblas-openmp/libopenblas.so.0", "libopenblas.so.0", "libopenblas.so")
+SYSTEM_NAMES = (
+    "openblas-pthread/libopenblas.so.0",
+    "openblas-openmp/libopenblas.so.0",
+    "libopenblas.so.0",
+    "libopenblas.so",
+)
 # Libraries with plain symbol names inside wheels; those of numpy and scipy carry prefixed names and do not serve.
 WHEEL_PATTERNS = ("../../libmkl_rt.so.*", "opencv_python_headless.libs/libopenblas*", "opencv_python.libs/libopenblas*")
 

@@ -149,7 +149,8 @@ def choose_model(command: Command, run: Run, base_model: str | None) -> tuple[st
     name = run.model or command.default_model
     if not name:
         raise UsageError(
-            "`--model` is missing", "try the built-in demonstration model: `--model tiny`; for FLUX.1: `--model schnell`"
+            "`--model` is missing",
+            "try the built-in demonstration model: `--model tiny`; for FLUX.1: `--model schnell`",
         )
     return name, base_model
 
@@ -197,7 +198,9 @@ def output_names(pattern: str, seeds: Sequence[int]) -> list[str]:
     if "{seed}" in pattern:
         return [pattern.replace("{seed}", str(seed)) for seed in seeds]
     path = Path(pattern)
-    return [str(path.with_stem(f"{path.stem}_seed_{seed}")) if len(seeds) > 1 and path.stem else pattern for seed in seeds]
+    return [
+        str(path.with_stem(f"{path.stem}_seed_{seed}")) if len(seeds) > 1 and path.stem else pattern for seed in seeds
+    ]
 
 
 class Bar:

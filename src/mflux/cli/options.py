@@ -53,9 +53,7 @@ MODELS = (
     Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
     Option("--path", "Run.path", "folder of a model; --model then names the kind it is"),
     Option("--base-model", "Flux1.base_model", "alias whose defaults a third-party model uses"),
-    Option(
-        "--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}
-    ),
+    Option("--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}),
 )
 DRAWING = (
     Option("--seed", "Run.seed", "one picture for each seed, 0 to 2^64 - 1", {"type": whole, "nargs": "+"}),

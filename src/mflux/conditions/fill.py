@@ -1,7 +1,7 @@
 """Fill: a network with 384 input channels sees the picture with a hole, and the mask, beside the noisy latents.
 
-Source: FLUX.1-Fill-dev; channel order of diffusers' FluxFillPipeline.  Unlike diffusers: pixels outside the mask are the
-source's own bytes (`composite`).
+Source: FLUX.1-Fill-dev; channel order of diffusers' FluxFillPipeline.  Unlike diffusers: pixels outside the mask are
+the source's own bytes (`composite`).
 """
 
 from dataclasses import dataclass, field

@@ -1,15 +1,14 @@
 """The only loop: Euler steps along a list of noise levels.  It knows numbers, not FLUX."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import mlx.core as mx
 
-Velocity = Callable[[mx.array, mx.array], mx.array]  # (x, sigma (1,)) -> d x / d sigma, same shape as x
 
-
-class At(NamedTuple):
+@dataclass(frozen=True)
+class At:
     """Where a run is: step `index` goes from `sigma` to `sigma_next`."""
 
     index: int
@@ -17,7 +16,8 @@ class At(NamedTuple):
     sigma_next: float
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """One finished step; `latents` are evaluated and stand at noise level `at.sigma_next`."""
 
     at: At

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -94,12 +94,6 @@ class Flux1:
         rest = {name: value for name, value in rest.items() if name not in ("latents", "on_step")}
         return make_plan(self._request(seed, prompt, config, **rest), self.parts, self.vae_tiling, self.force)
 
-    @overload
-    def generate_image(self, seed: int, prompt: str, config: Config = ..., **rest: Any) -> GeneratedImage: ...
-    @overload
-    def generate_image(
-        self, seed: Sequence[int], prompt: str, config: Config = ..., **rest: Any
-    ) -> list[GeneratedImage]: ...
     def generate_image(
         self,
         seed: int | Sequence[int],
@@ -112,8 +106,8 @@ class Flux1:
         conditions: Sequence[Any] = (),
         latents: mx.array | np.ndarray | None = None,
         on_step: Callable[[Progress], None] | None = None,
-    ) -> GeneratedImage | list[GeneratedImage]:
-        """Draw a picture for a seed, or a list of pictures for a sequence of seeds.
+    ) -> Any:
+        """Draw: a GeneratedImage for one seed, a list of them for a sequence of seeds.
 
         prompt_2: another text for T5 (CLIP gets `prompt`).  negative_prompt: used where config.true_cfg > 1.
         conditions: from `mflux.conditions`.  latents: start noise in place of the seeds', packed (B, H*W/256, 64) or
@@ -146,7 +140,7 @@ class Flux1:
         start_noise = None if latents is None else check_latents(latents, plan)
         branches, prepared = self._prepare(plan)
         seeds = plan.request.seeds
-        size = batch_size or batch_that_fits(self.parts, plan, len(seeds))
+        size = batch_size or batch_that_fits(self.parts, plan)
         for first in range(0, len(seeds), size):
             group = seeds[first : first + size]
             noise = (
@@ -161,8 +155,8 @@ class Flux1:
             started = time.perf_counter()
 
     def _request(self, seed: int | Sequence[int], prompt: str, config: Config, **rest: Any) -> Request:
-        many = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
-        seeds = tuple(int(each) if isinstance(each, np.integer) else each for each in (seed if many else [seed]))
+        given: Any = seed if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else [seed]
+        seeds = tuple(int(each) if isinstance(each, np.integer) else each for each in given)
         conditions = tuple(rest.pop("conditions", ()))
         return Request(
             model=self.parts.source.name,
@@ -240,7 +234,8 @@ class Flux1:
             if on_step:
                 on_step(Progress(seeds, step.at.index + 1 - plan.first, plan.steps, step.at.sigma_next, latents))
         del network, velocity
-        self.parts.release("transformer")
+        if seeds[-1:] == plan.request.seeds[-1:]:
+            self.parts.release("transformer")
         pixels = [self._decode(plan, latents[index : index + 1]) for index in range(len(seeds))]
         return Drawn(latents, np.concatenate(pixels)), hooks
 

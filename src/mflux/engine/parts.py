@@ -15,7 +15,7 @@ from mflux.engine.tokens import PromptTokenizer, open_clip, open_t5
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
-from mflux.weights.files import BYTES, tensors_in
+from mflux.weights.files import BYTES, TensorInfo, tensors_in
 from mflux.weights.load import load_network, read_config
 from mflux.weights.resolve import NETWORKS, ModelSource
 
@@ -31,6 +31,7 @@ class Parts:
         self.source, self.bits = source, bits
         self._networks: dict[str, Any] = {}
         self._precision: str | None = None
+        self._bytes: dict[tuple[str, str | None], int] = {}
 
     @cached_property
     def transformer_config(self) -> TransformerConfig:
@@ -52,20 +53,23 @@ class Parts:
     def t5_tokenizer(self) -> PromptTokenizer:
         return open_t5(self.source.folders["tokenizer_2"])
 
-    def weight_bytes(self, part: str) -> int:
+    def weight_bytes(self, part: str, precision: str | None) -> int:
         """Memory of a part once loaded.  Reads headers only; raises ModelError for a damaged file."""
-        total = 0.0
-        for info in tensors_in(self.source.folders[part]).values():
-            width = 4 if on_cpu() and not self._precision else BYTES[info.dtype]
-            if self._precision:
-                width = PRECISION[self._precision].size
-            packed = self.bits and part != "vae" and len(info.shape) == 2
-            total += info.size * ((self.bits + QUANTIZED_OVERHEAD_BITS) / 8 if packed else width)
-        return math.ceil(total)
+        if (part, precision) not in self._bytes:
+            tensors = tensors_in(self.source.folders[part]).values()
+            self._bytes[part, precision] = math.ceil(sum(self._tensor_bytes(part, info, precision) for info in tensors))
+        return self._bytes[part, precision]
 
-    @property
-    def all_stay(self) -> bool:
-        return sum(map(self.weight_bytes, NETWORKS)) < STAYS_BELOW * physical_memory()
+    def _tensor_bytes(self, part: str, info: TensorInfo, precision: str | None) -> float:
+        if self.bits and part != "vae" and len(info.shape) == 2:
+            return info.size * (self.bits + QUANTIZED_OVERHEAD_BITS) / 8
+        if precision:
+            return info.size * PRECISION[precision].size
+        return info.size * (mx.float32.size if on_cpu() else BYTES[info.dtype])
+
+    def all_stay(self, precision: str | None) -> bool:
+        """True where the whole model is small enough to stay in memory."""
+        return sum(self.weight_bytes(part, precision) for part in NETWORKS) < STAYS_BELOW * physical_memory()
 
     def get(self, part: str) -> Any:
         """A network, loaded if it is not there."""
@@ -75,8 +79,8 @@ class Parts:
         return self._networks[part]
 
     def release(self, *parts: str) -> None:
-        """Drop networks that are not needed for now, unless the whole model fits."""
-        if not self.all_stay:
+        """Drop networks that are not needed for now, unless the whole model stays."""
+        if not self.all_stay(self._precision):
             for part in parts:
                 self._networks.pop(part, None)
             mx.clear_cache()

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 import mflux
 from mflux.engine.slots import Plan
 from mflux.images.metadata import save_json, save_picture
-from PIL import Image
 
 # Flat metadata keys of mflux 0.24, for tools that read them; those without a value here are null.
 CONDITION_KEYS = {

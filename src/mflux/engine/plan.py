@@ -1,19 +1,21 @@
 """From a request to a plan: everything that can be known, and refused, before a weight is read."""
 
+from dataclasses import replace
+
 from mflux.engine.latents import TOKEN_PIXELS
 from mflux.engine.parts import Parts
 from mflux.engine.request import CELL, Request
 from mflux.engine.slots import Condition, Draft, Plan, check_channels, condition_named
 from mflux.errors import UsageError
 from mflux.images.sizes import floor_to_cell
-from mflux.models.layers import ATTENTION_CHUNK
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
-from mflux.runtime import on_cpu, physical_memory
-from mflux.weights.resolve import NETWORKS
+from mflux.runtime import physical_memory
 
 TILED_VAE_FROM = 2048 * 2048  # px from which the autoencoder works in tiles anyway
 LIVE_STREAMS = 16  # arrays of token width alive in a block: q, k, v, 4-wide hidden, residual, their float32 copies
+BATCH_BELOW = 0.7  # share of the physical memory
+MAX_BATCH = 8  # so that finished pictures keep coming
 LIVE_PIXELS = 6  # arrays of picture size and first width alive in the autoencoder
 
 
@@ -36,6 +38,7 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
     draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
     check_channels(draft)
     plan = finish(note_guidance(draft), parts, tiled)
+    plan = replace(plan, memory_bytes=forecast(parts, plan))
     if plan.memory_bytes > physical_memory() and not force:
         raise UsageError(
             f"{plan.width} x {plan.height} px with `{request.model}` needs about {gigabytes(plan.memory_bytes)}, "
@@ -89,30 +92,29 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         text_tokens=text_tokens,
         encodes=draft.encodes,
         tiled=tiled,
-        memory_bytes=forecast(parts, tokens, text_tokens + draft.extra_tokens, tiled),
+        extra_tokens=draft.extra_tokens,
+        memory_bytes=0,
         notes=draft.notes,
     )
 
 
-def forecast(parts: Parts, tokens: int, other_tokens: int, tiled: bool, batch: int = 1) -> int:
+def forecast(parts: Parts, plan: Plan, batch: int = 1) -> int:
     """Bytes at the worst moment of a run: the weights that are loaded then, and the arrays that are alive."""
-    weights = {part: parts.weight_bytes(part) for part in NETWORKS}
-    work = {
-        "text": other_tokens * other_tokens * 4,
-        "transformer": transformer_bytes(parts.transformer_config, tokens, other_tokens, batch),
-        "vae": vae_bytes(parts.vae_config, tokens, tiled) * batch,
-    }
-    if parts.all_stay:
-        return sum(weights.values()) + max(work.values())
-    text = weights["text_encoder"] + weights["text_encoder_2"]
-    return max(text + work["text"], weights["transformer"] + work["transformer"], weights["vae"] + work["vae"])
+    precision = plan.request.config.precision
+    text, text_2, transformer, vae = (
+        parts.weight_bytes(part, precision) for part in ("text_encoder", "text_encoder_2", "transformer", "vae")
+    )
+    drawing = transformer_bytes(plan.transformer, plan.tokens, plan.text_tokens + plan.extra_tokens, batch)
+    decoding = vae_bytes(parts.vae_config, plan.tokens, plan.tiled)
+    if parts.all_stay(precision):
+        return text + text_2 + transformer + vae + max(drawing, decoding)
+    stays = transformer if len(plan.request.seeds) > batch else 0  # for the next seeds
+    return max(text + text_2, transformer + drawing, stays + vae + decoding)
 
 
 def transformer_bytes(config: TransformerConfig, tokens: int, other_tokens: int, batch: int) -> int:
-    """Arrays alive in one block, in float32; on the CPU also a chunk of attention scores and its copies."""
-    length = tokens + other_tokens
-    scores = 3 * 4 * min(max(ATTENTION_CHUNK, length), batch * config.num_attention_heads * length**2)
-    return batch * length * config.width * 4 * LIVE_STREAMS + (scores if on_cpu() else 0)
+    """Arrays alive in one block, in float32; attention scores come in pieces that do not count."""
+    return batch * (tokens + other_tokens) * config.width * 4 * LIVE_STREAMS
 
 
 def vae_bytes(config: VaeConfig, tokens: int, tiled: bool) -> int:
@@ -122,15 +124,12 @@ def vae_bytes(config: VaeConfig, tokens: int, tiled: bool) -> int:
     return 4 * (worked * config.block_out_channels[0] * LIVE_PIXELS + pixels * 3 * 4)
 
 
-def batch_that_fits(parts: Parts, plan: Plan, most: int) -> int:
-    """How many seeds can be drawn in one pass in 70 % of the memory, at most `most`, at least one."""
-    room = 0.7 * physical_memory()
-    size = 1
-    while size < most and forecast(parts, plan.tokens, plan.text_tokens, plan.tiled, size + 1) < room:
-        size += 1
-    return size
+def batch_that_fits(parts: Parts, plan: Plan) -> int:
+    """How many seeds to draw in one pass: what fits in 70 % of the memory, at most MAX_BATCH, at least one."""
+    room = BATCH_BELOW * physical_memory()
+    sizes = range(1, min(len(plan.request.seeds), MAX_BATCH) + 1)
+    return max((size for size in sizes if size == 1 or forecast(parts, plan, size) < room), default=1)
 
 
 def gigabytes(count: int) -> str:
     return f"{count / 2**30:.1f} GB"
-

@@ -7,6 +7,7 @@ Python API; the command line shows the flag that fills a field.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from mflux.errors import UsageError
@@ -85,7 +86,6 @@ class Config:
         return {name: value for name, value in values.items() if value != getattr(DEFAULTS, name)}
 
 
-
 def check_choice(field: str, value: Any, choices: Sequence[Any]) -> None:
     if isinstance(value, bool) or value not in choices:
         names = ", ".join(f"`{each}`" for each in choices)
@@ -96,7 +96,7 @@ def check_sigmas(sigmas: Iterable[float]) -> tuple[float, ...]:
     values = tuple(sigmas)
     for value in values:
         check_number("sigmas", value, 0, 1, above=True)
-    if not values or any(a <= b for a, b in zip(values, values[1:], strict=False)):
+    if not values or any(a <= b for a, b in pairwise(values)):
         raise UsageError(f"{list(values)} does not descend", "give noise levels such as 1.0 0.75 0.5 0.25", "sigmas")
     return tuple(float(value) for value in values)
 
@@ -138,7 +138,15 @@ class Request:
         """A JSON object that `from_json` turns into an equal request."""
         plain = {
             name: value
-            for name in ("model", "prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "quantize", "base_model")
+            for name in (
+                "model",
+                "prompt",
+                "prompt_2",
+                "negative_prompt",
+                "negative_prompt_2",
+                "quantize",
+                "base_model",
+            )
             if (value := getattr(self, name)) is not None
         }
         conditions = [condition.to_json() for condition in self.conditions]

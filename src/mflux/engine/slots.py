@@ -111,6 +111,7 @@ class Plan:
     text_tokens: int
     encodes: bool
     tiled: bool
+    extra_tokens: int
     memory_bytes: int
     notes: tuple[str, ...]
 
@@ -217,7 +218,9 @@ def condition_from_json(value: Mapping[str, Any]) -> Condition:
     """The condition that `to_json` described.  Raises UsageError for one that is unknown or whose pictures changed."""
     rest = {**value}
     name = rest.pop("condition")
-    pictures = {each.name for each in fields(REGISTRY[name]) if each.metadata.get("picture")} if name in REGISTRY else ()
+    pictures = (
+        {each.name for each in fields(REGISTRY[name]) if each.metadata.get("picture")} if name in REGISTRY else ()
+    )
     return condition_named(name, {key: described(each, key) if key in pictures else each for key, each in rest.items()})
 
 

@@ -45,11 +45,11 @@ def open_clip(folder: Path) -> PromptTokenizer:
     if (folder / "vocab.json").is_file():
         vocabulary = read_json(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        merges = [pair(line.split()) for line in lines if line and not line.startswith("#version")]
     else:
         model = read_json(folder / "tokenizer.json").get("model", {})
         vocabulary = model.get("vocab", {})
-        merges = [tuple(each.split() if isinstance(each, str) else each) for each in model.get("merges", [])]
+        merges = [pair(each.split() if isinstance(each, str) else each) for each in model.get("merges", [])]
     start, end = token(settings, "bos_token", "<|startoftext|>"), token(settings, "eos_token", "<|endoftext|>")
     pad = token(settings, "pad_token", end)
     try:
@@ -75,7 +75,7 @@ def open_t5(folder: Path) -> PromptTokenizer:
         if path.is_file():
             tokenizer = Tokenizer.from_file(str(path))
         elif (folder / "spiece.model").is_file():
-            from transformers import T5TokenizerFast
+            from transformers import T5TokenizerFast  # type: ignore[attr-defined]
 
             tokenizer = T5TokenizerFast.from_pretrained(str(folder)).backend_tokenizer
         else:
@@ -86,6 +86,11 @@ def open_t5(folder: Path) -> PromptTokenizer:
         raise
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"the tokenizer in `{folder}` is damaged ({error})", "download the model again") from None
+
+
+def pair(pieces: list[str]) -> tuple[str, str]:
+    first, second = pieces
+    return first, second
 
 
 def token(settings: dict[str, Any], key: str, default: str) -> str:

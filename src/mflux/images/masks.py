@@ -111,4 +111,4 @@ def cells(mask: np.ndarray, rule: str, size: int) -> np.ndarray:
     """A mask on a coarser grid, (H / size, W / size) bool: a cell is painted if `any` of its pixels is, or its first
     one (`nearest`, diffusers' rule, which loses small masks)."""
     blocks = mask.reshape(mask.shape[0] // size, size, mask.shape[1] // size, size)
-    return blocks.any(axis=(1, 3)) if rule == "any" else blocks[:, 0, :, 0]
+    return np.asarray(blocks.any(axis=(1, 3)) if rule == "any" else blocks[:, 0, :, 0])

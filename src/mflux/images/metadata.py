@@ -62,7 +62,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def save_picture(
-    image: Image.Image, path: str | os.PathLike[str], metadata: dict[str, Any] | None, overwrite: bool, icc: bytes | None
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    metadata: dict[str, Any] | None,
+    overwrite: bool,
+    icc: bytes | None,
 ) -> Path:
     """Write a picture and return its path: `path`, or with `_1`, `_2`, ... where that exists and is not overwritten."""
     target = check_output(path)
@@ -93,7 +97,9 @@ def write_file(target: Path, write: Any, overwrite: bool) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-")
     except OSError as error:
-        raise MfluxError(f"`{target}` cannot be written ({error.strerror})", "choose another folder", "output") from None
+        raise MfluxError(
+            f"`{target}` cannot be written ({error.strerror})", "choose another folder", "output"
+        ) from None
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)

@@ -1,4 +1,4 @@
-"""Pictures from paths, PIL images or arrays, whatever their mode: orientation applied, alpha and colour profile kept."""
+"""Pictures from paths, PIL images or arrays, of any mode: orientation applied, alpha and colour profile kept."""
 
 import hashlib
 import os
@@ -124,7 +124,7 @@ def describe(source: PictureSource | list[PictureSource], field: str) -> Any:
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
         return {"path": str(path.absolute()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return {"sha256": hashlib.sha256(np.ascontiguousarray(open_picture(source, field).pixels)).hexdigest()}
+    return {"sha256": hashlib.sha256(open_picture(source, field).pixels.tobytes()).hexdigest()}
 
 
 def described(value: Any, field: str) -> Any:

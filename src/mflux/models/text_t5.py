@@ -38,7 +38,9 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
     half = buckets // 2
     exact = half // 2
     near = np.abs(distance)
-    ratio = np.log(np.maximum(near, 1).astype(np.float32) / np.float32(exact)) / np.float32(np.log(max_distance / exact))
+    ratio = np.log(np.maximum(near, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        np.log(max_distance / exact)
+    )
     far = np.minimum(exact + (ratio * np.float32(half - exact)).astype(np.int32), half - 1)
     return (np.where(distance > 0, half, 0) + np.where(near < exact, near, far)).astype(np.int32)
 

@@ -128,7 +128,8 @@ def _rotate_gradient(primals, cotangent, output):  # type: ignore[no-untyped-def
 
 def rotate(x: mx.array, rope: mx.array) -> mx.array:
     """Rotate interleaved channel pairs of (B, heads, N, head_dim) by `rope` (1, 1, N, head_dim / 2), in float32."""
-    return _rotate(mx.contiguous(x.astype(mx.float32)), rope).astype(x.dtype)
+    turned: mx.array = _rotate(mx.contiguous(x.astype(mx.float32)), rope)  # type: ignore[assignment]
+    return turned.astype(x.dtype)
 
 
 def sinusoid(values: mx.array) -> mx.array:
@@ -186,7 +187,7 @@ class ModulationLinear(nn.Module):
         self.parts = parts
 
     def __call__(self, activated: mx.array) -> list[mx.array]:
-        return mx.split(self.linear(activated)[:, None], self.parts, axis=-1)
+        return list(mx.split(self.linear(activated)[:, None], self.parts, axis=-1))
 
 
 def stream_modulation(linear: ModulationLinear, activated: mx.array) -> StreamModulation:
@@ -266,7 +267,7 @@ class JointBlock(nn.Module):
         """image: (B, S, D), text: (B, T, D), rope: (1, 1, T + S, head_dim / 2).  Returns the pair after the block."""
         image_qkv = self.attn.image_qkv(layer_norm(image, image_mod.attention.scale, image_mod.attention.shift))
         text_qkv = self.attn.text_qkv(layer_norm(text, text_mod.attention.scale, text_mod.attention.shift))
-        both = QKV(*(mx.concatenate(pair, axis=2) for pair in zip(text_qkv, image_qkv, strict=True)))
+        both = QKV(*(mx.concatenate(list(pair), axis=2) for pair in zip(text_qkv, image_qkv, strict=True)))
         text_attended, image_attended = mx.split(attend(both, rope), [text.shape[1]], axis=1)
 
         image_out = self.attn.to_out[0](image_attended)

@@ -1,8 +1,8 @@
 """FLUX.1's autoencoder: pictures (B, 3, H, W) in [-1, 1] to latents (B, 16, H/8, W/8) and back.
 
 Inside, arrays are channel-last, as MLX's convolutions want them; only `encode` and `decode` transpose.  Module names
-are those of diffusers' AutoencoderKL.  Tiles overlap by a quarter and cross-fade (diffusers' rule and sizes); group norm
-statistics are per tile, so a tiled picture is close to the whole one, not equal.
+are those of diffusers' AutoencoderKL.  Tiles overlap by a quarter and cross-fade (diffusers' rule and sizes); group
+norm statistics are per tile, so a tiled picture is close to the whole one, not equal.
 """
 
 from collections.abc import Callable
@@ -130,9 +130,7 @@ class Middle(nn.Module):
 def levels(widths: list[int], first: int, layers: int, groups: int, change: type[nn.Module]) -> list[Level]:
     inputs = [first, *widths[:-1]]
     last = len(widths) - 1
-    return [
-        Level(inputs[i], width, layers, groups, change if i < last else None) for i, width in enumerate(widths)
-    ]
+    return [Level(inputs[i], width, layers, groups, change if i < last else None) for i, width in enumerate(widths)]
 
 
 class Encoder(nn.Module):

@@ -41,7 +41,10 @@ KINDS = {
         ClipConfig, ClipTextEncoder, r"text_model\.embeddings\.position_ids|text_projection\.weight", {}
     ),
     "text_encoder_2": NetworkKind(
-        T5Config, T5Encoder, r"(encoder|decoder)\.embed_tokens\.weight", {"encoder.embed_tokens.weight": "shared.weight"}
+        T5Config,
+        T5Encoder,
+        r"(encoder|decoder)\.embed_tokens\.weight",
+        {"encoder.embed_tokens.weight": "shared.weight"},
     ),
     "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
 }
@@ -77,12 +80,13 @@ def read_config(part: str, folder: Path) -> Any:
 
 def check_config(path: Path, config: Any) -> None:
     """Refuse sizes that contradict each other."""
-    if isinstance(config, TransformerConfig):
-        if sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope):
-            raise ModelError(
-                f"`{path}`: `axes_dims_rope` {config.axes_dims_rope} should be even and add up to "
-                f"`attention_head_dim` {config.attention_head_dim}"
-            )
+    if isinstance(config, TransformerConfig) and (
+        sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope)
+    ):
+        raise ModelError(
+            f"`{path}`: `axes_dims_rope` {config.axes_dims_rope} should be even and add up to "
+            f"`attention_head_dim` {config.attention_head_dim}"
+        )
     if isinstance(config, ClipConfig) and config.hidden_act not in ACTIVATIONS:
         raise ModelError(f"`{path}`: `hidden_act` is `{config.hidden_act}`; known: {', '.join(ACTIVATIONS)}")
     if isinstance(config, VaeConfig) and any(n % config.norm_num_groups for n in config.block_out_channels):
@@ -91,7 +95,8 @@ def check_config(path: Path, config: Any) -> None:
 
 def expected_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a network needs, as its file stores them (convolutions channel-first)."""
-    shapes = {name: tuple(value.shape) for name, value in tree_flatten(network.parameters())}
+    tensors: dict[str, mx.array] = dict(tree_flatten(network.parameters()))  # type: ignore[arg-type]
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     return {name: (s[0], s[3], s[1], s[2]) if len(s) == 4 else s for name, s in shapes.items()}
 
 

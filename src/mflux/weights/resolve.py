@@ -104,7 +104,9 @@ def download(repo: str) -> Path:
             f"open https://huggingface.co/{repo}, accept, then `hf auth login`",
         ) from None
     except RepositoryNotFoundError:
-        raise ModelError(f"the hub has no model `{repo}`, or it is private", "check the name; `hf auth login`") from None
+        raise ModelError(
+            f"the hub has no model `{repo}`, or it is private", "check the name; `hf auth login`"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"`{repo}` is not on this machine and cannot be downloaded ({str(error).splitlines()[0]})",
