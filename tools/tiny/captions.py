@@ -1,0 +1,116 @@
+"""What is said about a scene: the caption grammar of `tiny`, with all its variants.
+
+`.venv/bin/python tools/tiny/captions.py` prints a few. Nothing here names a thing that the picture does not show; a
+caption may leave a size, a place, a style, a dot or the background unnamed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from world import Scene, Thing, sample_scene
+
+LONGEST = 22  # T5 tokens without the end token
+PLACES = {
+    "left": ("on the left",),
+    "right": ("on the right",),
+    "top": ("at the top",),
+    "bottom": ("at the bottom",),
+    "center": ("in the center", "in the middle"),
+}
+RELATIONS = {"left": ("to the left of", "to the right of"), "top": ("above", "below")}
+PREPOSITIONS = ("on", "on", "on", "with", "against")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """`placed`: the words say where each object stands."""
+
+    text: str
+    placed: bool
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> Caption:
+    """One of the many captions of a scene, never longer than LONGEST tokens."""
+    while True:
+        subject, placed = _alone(scene.things[0], rng) if len(scene.things) == 1 else _together(scene.things, rng)
+        text = _with_background(subject, scene.background, rng)
+        if rng.random() < 0.04:
+            text += "."
+        if tokens(text) <= LONGEST:
+            return Caption(text, placed)
+
+
+def phrase(thing: Thing, rng: np.random.Generator, size_named: float = 0.85) -> str:
+    """One object: a [large|small] [style] <colour> <shape> [with a dot]."""
+    words = []
+    if rng.random() < size_named:
+        words.append(thing.size)
+    if rng.random() < (0.05 if thing.style == "flat" else 0.85):
+        words.append(thing.style)
+    words += [thing.color, thing.shape]
+    if thing.dot and rng.random() < 0.85:
+        words.append("with a dot")
+    return with_article(" ".join(words), rng)
+
+
+def with_article(words: str, rng: np.random.Generator) -> str:
+    """Mostly as in a grammar book; sometimes "a orange circle", as people type it."""
+    vowel = words[0] in "aeiou" and rng.random() < 0.7
+    return ("an " if vowel else "a ") + words
+
+
+def tokens(text: str) -> int:
+    """T5 tokens of a caption: each word of the world is one piece, and so is each mark."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def _pick(rng: np.random.Generator, *choices: str) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _alone(thing: Thing, rng: np.random.Generator) -> tuple[str, bool]:
+    words = phrase(thing, rng)
+    if rng.random() < 0.15:
+        return words, False
+    place = _pick(rng, *PLACES[thing.place])
+    return (f"{place}, {words}" if rng.random() < 0.04 else f"{words} {place}"), True
+
+
+def _together(things: tuple[Thing, ...], rng: np.random.Generator) -> tuple[str, bool]:
+    first, second = (phrase(thing, rng, size_named=0.75) for thing in things)
+    if rng.random() < 0.04:
+        return (f"{first} and {second}" if rng.random() < 0.5 else f"{second} and {first}"), False
+    if rng.random() < 0.35:
+        forward, backward = RELATIONS[things[0].place]
+        return (f"{first} {forward} {second}" if rng.random() < 0.5 else f"{second} {backward} {first}"), True
+    here, there = (f"{words} {PLACES[thing.place][0]}" for words, thing in zip((first, second), things, strict=True))
+    return (f"{here} and {there}" if rng.random() < 0.6 else f"{there} and {here}"), True
+
+
+def _with_background(subject: str, background: str, rng: np.random.Generator) -> str:
+    comma = _pick(rng, ", ", ", ", " ")
+    preposition = _pick(rng, *PREPOSITIONS)
+    draw = rng.random()
+    if draw < 0.06:
+        return subject
+    if draw < 0.60:
+        start = _pick(rng, "a picture of ", "an image of ") if rng.random() < 0.12 else ""
+        return f"{start}{subject}{comma}{preposition} a {background} background"
+    if draw < 0.70:
+        return f"{subject}, {background} background"
+    if draw < 0.78:
+        return f"on a {background} background, {subject}"
+    if draw < 0.86:
+        return f"{background} background, {subject}"
+    if draw < 0.93:
+        return f"a {background} background with {subject}"
+    return f"a {background} image with {subject}"
+
+
+if __name__ == "__main__":
+    generator = np.random.default_rng()
+    for _ in range(20):
+        print(caption(sample_scene(generator), generator))

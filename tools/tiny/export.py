@@ -1,0 +1,114 @@
+"""Ship a stage's weights: `.venv/bin/python tools/tiny/export.py base|distill|fill` writes src/mflux/tiny/.
+
+diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); `fill` ships only
+its transformer, the text encoders and the VAE are the base's. Weights that draw worse than the shipped ones are refused
+(64 pictures of two sets; `--force` skips the comparison).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from clock import WORK, load_checkpoint, log
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from evaluate import SETS, SHIPPED, evaluate
+from latents import Codec
+from networks import PARTS, Networks
+from safetensors.torch import load_file, save_file
+from sampler import TorchPainter
+from train import STAGES
+from train_vae import VAE_FOLDER
+from vocabulary import CLIP_FOLDER, T5_FOLDER
+
+INDEX = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": "0.30.0.dev0",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SCHEDULER = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+
+
+def trained(stage: str) -> Networks:
+    """The running average of a stage's checkpoint, rounded to bfloat16 as it will ship."""
+    state = load_checkpoint(WORK / f"{stage}.pt")
+    if state is None:
+        raise SystemExit(f"error: no checkpoint of the stage `{stage}`")
+    networks = Networks(64 + STAGES[stage].extra_channels)
+    networks.load_state_dict(state["average"])
+    return networks.to(torch.bfloat16).float().eval()
+
+
+def quality(networks: Networks, guidance: float, count: int = 64) -> float:
+    """Mean share of right shapes and colours, in per cent, alone and in pairs."""
+    paint = TorchPainter(networks, Codec(), guidance=guidance)
+    found = [evaluate(paint, chosen, count) for chosen in SETS if chosen.name in ("seen", "two")]
+    return float(np.mean([one[name] for one in found for name in ("shape", "color", "background")]))
+
+
+def write_networks(networks: Networks, folder: Path, parts: tuple[str, ...]) -> None:
+    ready = networks.to(torch.bfloat16)
+    for part in parts:
+        getattr(ready, part).save_pretrained(folder / part)
+    if "text_encoder" in parts:
+        _name_as_released(folder / "text_encoder" / "model.safetensors")
+
+
+def _name_as_released(path: Path) -> None:
+    """transformers 5 writes CLIP without the `text_model.` that every released file has."""
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_base(networks: Networks, folder: Path) -> None:
+    """The whole model: networks, VAE, tokenizers, scheduler, index."""
+    write_networks(networks, folder, PARTS)
+    AutoencoderKL.from_pretrained(VAE_FOLDER).to(torch.bfloat16).save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    shutil.copytree(CLIP_FOLDER, folder / "tokenizer", dirs_exist_ok=True)
+    shutil.copytree(T5_FOLDER, folder / "tokenizer_2", dirs_exist_ok=True)
+    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=list(STAGES))
+    parser.add_argument("--guidance", type=float, default=3.5)
+    parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
+    options = parser.parse_args()
+    networks = trained(options.stage)
+    if options.stage == "fill":
+        write_networks(networks, SHIPPED / "fill", ("transformer",))
+        return
+    base = SHIPPED / "base"
+    if (base / "transformer").exists() and not options.force:
+        before = quality(Networks.from_folders(base, base / "transformer"), options.guidance)
+        after = quality(networks, options.guidance)
+        log("export", before=before, after=after)
+        if after < before:
+            raise SystemExit("error: the shipped weights draw better; nothing was written")
+    write_base(networks, base)
+    size = sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file())
+    log("export", megabytes=round(size / 1e6, 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The networks of `tiny` in torch: diffusers' and transformers' own modules, and one forward pass through them.
+
+Sizes are those of the shipped configs; the training-only head (`Glimpse`) never ships.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from vocabulary import CLIP_FOLDER, CLIP_LENGTH, load_clip, t5_pieces
+from world import COLORS, SHAPES
+
+WIDTH = 128
+IN_CHANNELS = 64
+GLIMPSE_AFTER = 2  # single blocks; the head reads the image tokens there
+PARTS = ("transformer", "text_encoder", "text_encoder_2")
+
+
+class Networks(nn.Module):
+    """The transformer and both text encoders; `glimpse` tells from a middle state what each image token shows."""
+
+    def __init__(self, in_channels: int = IN_CHANNELS) -> None:
+        super().__init__()
+        self.transformer = FluxTransformer2DModel(
+            in_channels=in_channels,
+            out_channels=IN_CHANNELS,
+            num_layers=3,
+            num_single_layers=6,
+            attention_head_dim=32,
+            num_attention_heads=4,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(8, 12, 12),
+        )
+        self.text_encoder = CLIPTextModel(_clip_config())
+        self.text_encoder_2 = T5EncoderModel(_t5_config())
+        self.glimpse = nn.Linear(WIDTH, 1 + len(SHAPES) + 1 + len(COLORS) + 16)
+        _start_at_zero(self.transformer)
+
+    def describe(self, t5_ids: Tensor, clip_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Text states (B, T, WIDTH) and the pooled vector (B, WIDTH); padding is not masked, as in FLUX."""
+        text = self.text_encoder_2(input_ids=t5_ids).last_hidden_state
+        return text, self.text_encoder(input_ids=clip_ids).pooler_output
+
+    def velocity(
+        self, x: Tensor, time: Tensor, guidance: Tensor, text: Tensor, pooled: Tensor, rows: int = 8, columns: int = 8
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity (B, S, 64) at `x` (B, S, channels), time in 0..1, and the middle state (B, S, WIDTH)."""
+        net = self.transformer
+        image, text = net.x_embedder(x), net.context_embedder(text)
+        condition = net.time_text_embed(time * 1000, guidance * 1000, pooled)
+        rope = net.pos_embed(torch.cat([torch.zeros(text.shape[1], 3), image_ids(rows, columns)]))
+        middle = image
+        for block in net.transformer_blocks:
+            text, image = block(image, text, condition, image_rotary_emb=rope)
+        for index, block in enumerate(net.single_transformer_blocks):
+            if index == GLIMPSE_AFTER:
+                middle = image
+            text, image = block(image, text, condition, image_rotary_emb=rope)
+        return net.proj_out(net.norm_out(image, condition)), middle
+
+    def glimpse_logits(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of shape (B, S, 7), colour (B, S, 9) and fine coverage (B, S, 16) for each image token."""
+        seen = self.glimpse(F.layer_norm(middle, (WIDTH,)))
+        return seen.split([1 + len(SHAPES), 1 + len(COLORS), 16], dim=-1)
+
+    @classmethod
+    def from_folders(cls, base: Path, transformer: Path) -> Networks:
+        """Shipped weights, in float32: a transformer and the base's text encoders."""
+        stored = FluxTransformer2DModel.from_pretrained(transformer, torch_dtype=torch.float32)
+        networks = cls(stored.config.in_channels)
+        networks.load_parts(base)
+        networks.transformer = stored
+        return networks.eval()
+
+    def load_parts(self, folder: Path) -> None:
+        """Weights from a diffusers layout; a wider input layer keeps zeros in its extra columns."""
+        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        self.text_encoder_2 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
+        stored = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        self.load_transformer(stored.state_dict())
+
+    def load_transformer(self, state: dict[str, Tensor]) -> None:
+        wide = self.transformer.x_embedder.weight.detach().clone().zero_()
+        wide[:, : state["x_embedder.weight"].shape[1]] = state["x_embedder.weight"]
+        self.transformer.load_state_dict(state | {"x_embedder.weight": wide})
+
+
+def image_ids(rows: int, columns: int) -> Tensor:
+    """(rows * columns, 3): 0, row, column."""
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] += torch.arange(rows)[:, None]
+    ids[..., 2] += torch.arange(columns)[None, :]
+    return ids.reshape(-1, 3)
+
+
+def _start_at_zero(net: FluxTransformer2DModel) -> None:
+    """Each block begins as the identity, and the first velocity is zero."""
+    for block in net.transformer_blocks:
+        nn.init.zeros_(block.norm1.linear.weight)
+        nn.init.zeros_(block.norm1_context.linear.weight)
+    for block in net.single_transformer_blocks:
+        nn.init.zeros_(block.norm.linear.weight)
+    nn.init.zeros_(net.norm_out.linear.weight)
+    nn.init.zeros_(net.proj_out.weight)
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+def _clip_config() -> CLIPTextConfig:
+    tokenizer = load_clip(CLIP_FOLDER)
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_LENGTH,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _t5_config() -> T5Config:
+    return T5Config(
+        vocab_size=-(-len(t5_pieces()) // 8) * 8,
+        d_model=WIDTH,
+        d_kv=32,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+        tie_word_embeddings=False,
+    )

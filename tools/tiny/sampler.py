@@ -1,0 +1,59 @@
+"""Draw pictures from the torch networks, as the product does: Euler steps with dev's shift."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from latents import Codec, token_ids
+from networks import IN_CHANNELS, Networks
+from torch import Tensor
+
+
+def shifted_sigmas(steps: int, tokens: int) -> list[float]:
+    """linspace(1, 1/steps) through dev's dynamic shift, and a final 0 (scheduler config: .5 at 256, 1.15 at 4096)."""
+    slope = (1.15 - 0.5) / (4096 - 256)
+    stretch = float(np.exp(0.5 + slope * (tokens - 256)))
+    return [*(float(stretch / (stretch + 1 / s - 1)) for s in np.linspace(1, 1 / steps, steps)), 0.0]
+
+
+class TorchPainter:
+    """Prompts and seeds in, pictures out."""
+
+    def __init__(self, networks: Networks, codec: Codec, steps: int = 8, guidance: float = 3.5) -> None:
+        self.networks, self.codec, self.steps, self.guidance = networks, codec, steps, guidance
+
+    @classmethod
+    def shipped(cls, base: Path, transformer: Path | None = None, guidance: float = 3.5) -> TorchPainter:
+        """From exported folders; `transformer` replaces the base's (a variant's), its channels read from its config."""
+        networks = Networks.from_folders(base, transformer or base / "transformer")
+        return cls(networks, Codec(base / "vae"), guidance=guidance)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        extra: Tensor | None = None,
+        true_cfg: float = 1.0,
+        size: tuple[int, int] = (128, 128),
+    ) -> list[np.ndarray]:
+        """Pictures (H, W, 3) uint8. `extra` (B, tokens, channels) goes beside the latents; size is height, width."""
+        rows, columns = size[0] // 16, size[1] // 16
+        noise = [torch.randn(rows * columns, IN_CHANNELS, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        x = torch.stack(noise)
+        text, pooled = self.networks.describe(*token_ids(prompts))
+        empty = self.networks.describe(*token_ids([""] * len(prompts)))
+        guidance = torch.full((len(x),), self.guidance)
+        sigmas = shifted_sigmas(self.steps, rows * columns)
+        for now, after in pairwise(sigmas):
+            time = torch.full((len(x),), now)
+            inputs = x if extra is None else torch.cat([x, extra], dim=2)
+            velocity, _ = self.networks.velocity(inputs, time, guidance, text, pooled, rows, columns)
+            if true_cfg > 1:
+                unsaid, _ = self.networks.velocity(inputs, time, guidance, *empty, rows, columns)
+                velocity = unsaid + true_cfg * (velocity - unsaid)
+            x = x + (after - now) * velocity
+        return list(self.codec.decode(x, *size))

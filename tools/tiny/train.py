@@ -1,0 +1,367 @@
+"""Train `tiny`: `.venv/bin/python tools/tiny/train.py base --minutes 80`, then `distill`, then `fill`.
+
+Needs .tiny/latents.pt (`latents.py`), for `fill` .tiny/holes.pt (`holes.py`). A cut run goes on from .tiny/<stage>.pt;
+`--start FOLDER` begins from shipped weights (a diffusers layout) instead of the stage before. Each stage lasts the
+given minutes, and its learning rate follows the clock.
+
+base: rectified flow, both text encoders and the transformer together. A training-only head tells from a middle state
+which shape and colour each image token belongs to: shapes bind to words much earlier.
+distill: the target becomes the base's guided velocity, its strength read from the guidance embedding.
+fill: 320 more input channels (masked picture, mask); text encoders frozen, so that only the transformer ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
+from holes import HOLES_FILE
+from latents import LATENTS_FILE, Latents, load, token_ids
+from muon import Muon
+from networks import IN_CHANNELS, Networks
+from torch import Tensor, nn
+
+GUIDANCE_LOW, GUIDANCE_HIGH = 1.0, 60.0
+MUON_RATE, ADAM_RATE, WARM_UP = 2e-3, 1.2e-3, 150
+PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
+DROPPED = 0.1
+TIME_MEAN = 0.4
+GLIMPSE_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the training plan. `after`: the stage whose weights it starts from; `keep`: of the running average."""
+
+    after: str | None
+    minutes: float
+    rate: float = 1.0
+    flat: float = 0.4
+    keep: float = 0.998
+    extra_channels: int = 0
+    trains_text: bool = True
+    guided: bool = False
+
+
+STAGES = {
+    "base": Stage(after=None, minutes=80),
+    "distill": Stage(after="base", minutes=14, rate=0.3, flat=0.2, guided=True),
+    "fill": Stage(after="distill", minutes=24, rate=0.5, flat=0.3, extra_channels=320, trains_text=False),
+}
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """B pictures: clean (B, 64, 64), extra (B, 64, 0 or 320), ids (B, T), what tokens show, loss weights (B, 64)."""
+
+    clean: Tensor
+    extra: Tensor
+    t5_ids: Tensor
+    clip_ids: Tensor
+    shapes: Tensor
+    colors: Tensor
+    fine: Tensor
+    weights: Tensor
+
+
+def draw_batch(data: Latents, size: int) -> Batch:
+    """Random scenes, each under a random one of its captions."""
+    rows = torch.randint(len(data.latents), (size,))
+    told = torch.randint(data.t5_ids.shape[1], (size,))
+    shapes = data.shapes[rows].long()
+    weights = object_weights(shapes > 0, data.placed[rows, told])
+    clean = data.latents[rows].float()
+    return Batch(
+        clean,
+        clean[..., :0],
+        data.t5_ids[rows, told].long(),
+        data.clip_ids[rows, told].long(),
+        shapes,
+        data.colors[rows].long(),
+        data.fine[rows].float() / 255,
+        weights,
+    )
+
+
+def fill_batch(data: dict[str, Tensor], size: int) -> Batch:
+    """Random scenes with their holes; tokens in the hole count four times."""
+    rows = torch.randint(len(data["clean"]), (size,))
+    told = torch.randint(data["t5_ids"].shape[1], (size,))
+    mask = data["mask"][rows].float()
+    return Batch(
+        data["clean"][rows].float(),
+        torch.cat([data["masked"][rows].float(), mask], dim=2),
+        data["t5_ids"][rows, told].long(),
+        data["clip_ids"][rows, told].long(),
+        data["shapes"][rows].long(),
+        data["colors"][rows].long(),
+        data["fine"][rows].float() / 255,
+        1 + 3 * mask.mean(dim=2),
+    )
+
+
+def object_weights(objects: Tensor, placed: Tensor) -> Tensor:
+    """3 to 5 for tokens at objects (small objects more), 1 elsewhere and where the caption does not say where.
+
+    objects (B, 64) bool, placed (B,) bool -> (B, 64).
+    """
+    near = F.max_pool2d(objects.float().view(-1, 1, 8, 8), 3, stride=1, padding=1).flatten(1)
+    strength = (72 / near.sum(dim=1, keepdim=True).clamp(min=1)).clamp(2, 4)
+    return 1 + near * strength * placed[:, None]
+
+
+def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor]) -> None:
+    """Both texts become "" in some rows, so that true CFG and negative prompts work."""
+    dropped = torch.rand(len(batch.clean)) < DROPPED
+    batch.t5_ids[dropped], batch.clip_ids[dropped] = empty
+    batch.weights[dropped] = 1.0
+
+
+def repad(ids: Tensor, length: int) -> Tensor:
+    """T5 ids with another number of pads (0); FLUX never masks them, so each length must be met in training."""
+    return ids[:, :length] if length <= ids.shape[1] else F.pad(ids, (0, length - ids.shape[1]))
+
+
+def random_times(size: int) -> Tensor:
+    return torch.sigmoid(torch.randn(size) + TIME_MEAN)
+
+
+def random_guidance(size: int) -> Tensor:
+    """Log-uniform over all values that commands use."""
+    ratio = torch.tensor(GUIDANCE_HIGH / GUIDANCE_LOW)
+    return GUIDANCE_LOW * torch.exp(torch.rand(size) * ratio.log())
+
+
+# --- objectives ------------------------------------------------------------------------------------------------------
+
+
+class FlowLoss(nn.Module):
+    """Distance to the velocity `target` (B, 64, 64), and how well the middle state knows what it draws."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(
+        self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        text, pooled = self.networks.describe(batch.t5_ids, batch.clip_ids)
+        velocity, middle = self.networks.velocity(x, time, guidance, text, pooled)
+        error = (velocity.float() - target).square().mean(dim=2)
+        shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
+        shape_loss = F.cross_entropy(shape.flatten(0, 1), batch.shapes.flatten())
+        color_loss = F.cross_entropy(color.flatten(0, 1), batch.colors.flatten())
+        glimpse = shape_loss + color_loss + F.binary_cross_entropy_with_logits(fine, batch.fine)
+        flow = (error * batch.weights).mean()
+        return flow + GLIMPSE_WEIGHT * glimpse, error.mean().detach(), shape_loss.detach()
+
+
+def guided_target(
+    teacher: Networks, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, empty: tuple[Tensor, Tensor]
+) -> Tensor:
+    """v("") + s (v(prompt) - v("")) with s = min(4, 1 + log2(g) / 2): g = 1 is off, 3.5 gives 1.9, 30 gives 3.5."""
+    count = len(x)
+    blank = empty[0].new_zeros(count, batch.t5_ids.shape[1])
+    blank[:, : min(len(empty[0]), blank.shape[1])] = empty[0][: blank.shape[1]]
+    t5_ids = torch.cat([batch.t5_ids, blank])
+    clip_ids = torch.cat([batch.clip_ids, empty[1].expand(count, -1)])
+    with torch.no_grad():
+        text, pooled = teacher.describe(t5_ids, clip_ids)
+        both, _ = teacher.velocity(x.repeat(2, 1, 1), time.repeat(2), guidance.repeat(2), text, pooled)
+    said, unsaid = both.float().chunk(2)
+    strength = (1 + guidance.log2() / 2).clamp(max=4)[:, None, None]
+    return unsaid + strength * (said - unsaid)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """One stage's networks, running average, optimizers and progress."""
+
+    def __init__(self, name: str, start: Path | None) -> None:
+        self.name, self.stage = name, STAGES[name]
+        self.networks = Networks(IN_CHANNELS + self.stage.extra_channels)
+        self.step, self.spent = 0, 0.0
+        state = load_checkpoint(WORK / f"{name}.pt")
+        if state is None:
+            self._begin(start)
+        else:
+            self.networks.load_state_dict(state["networks"])
+        self.average = copy.deepcopy(self.networks).requires_grad_(False)
+        self.teacher: Networks | None = self._teacher(start) if self.stage.guided else None
+        self.optimizers = self._optimizers()
+        if state is not None:
+            self._resume(state)
+
+    def _begin(self, start: Path | None) -> None:
+        if start is not None:
+            self.networks.load_parts(start)
+        elif self.stage.after is not None:
+            load_average(self.networks, self.stage.after)
+
+    def _resume(self, state: dict[str, object]) -> None:
+        self.average.load_state_dict(state["average"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        self.step, self.spent = state["step"], state["spent"]
+
+    def _teacher(self, start: Path | None) -> Networks:
+        teacher = Networks()
+        if start is not None:
+            teacher.load_parts(start)
+        else:
+            load_average(teacher, self.stage.after)
+        return teacher.requires_grad_(False)
+
+    def _optimizers(self) -> tuple[Muon, torch.optim.AdamW]:
+        """Muon for the matrices inside blocks, AdamW for embeddings, norms, biases and heads."""
+        if not self.stage.trains_text:
+            self.networks.text_encoder.requires_grad_(False)
+            self.networks.text_encoder_2.requires_grad_(False)
+        named = [(name, p) for name, p in self.networks.named_parameters() if p.requires_grad]
+        inside = [p for name, p in named if is_block_matrix(name, p)]
+        others = [p for name, p in named if not is_block_matrix(name, p)]
+        adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+        return Muon(inside, lr=MUON_RATE), adam
+
+    def set_rates(self, share: float) -> None:
+        factor = self.stage.rate * decay(share, self.stage.flat) * min(1.0, (self.step + 1) / WARM_UP)
+        for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+    def update(self) -> None:
+        nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        weight = 1.0 - min(self.stage.keep, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.networks.parameters()), weight)
+
+    def save(self, spent: float) -> None:
+        state = {
+            "networks": self.networks.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "spent": spent,
+        }
+        save_checkpoint(WORK / f"{self.name}.pt", state)
+
+
+def is_block_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and ("blocks." in name or ".layers." in name or ".block." in name) and "bias" not in name
+
+
+def load_average(networks: Networks, stage: str | None) -> None:
+    """Start from the running average of a stage's checkpoint."""
+    state = load_checkpoint(WORK / f"{stage}.pt")
+    if state is None:
+        raise SystemExit(f"error: no checkpoint of the stage `{stage}`; train it, or name a folder with --start")
+    parts = state["average"]
+    prefix = "transformer."
+    networks.load_transformer({k.removeprefix(prefix): v for k, v in parts.items() if k.startswith(prefix)})
+    networks.load_state_dict({k: v for k, v in parts.items() if not k.startswith(prefix)}, strict=False)
+
+
+def train(trainer: Trainer, next_batch: Callable[[], Batch], clock: Clock, compiled: bool) -> None:
+    """Until the time is over. Unusual pad lengths run uncompiled: each would cost half a minute of compiling."""
+    objective = FlowLoss(trainer.networks)
+    fast = torch.compile(objective, dynamic=False) if compiled else objective
+    empty = empty_ids()
+    saved, seen, since = clock.spent, 0, time.time()
+    while not clock.over:
+        trainer.set_rates(clock.share)
+        batch = next_batch()
+        drop_captions(batch, empty)
+        length = random_length()
+        batch.t5_ids = repad(batch.t5_ids, length)
+        run = fast if length == PAD_LENGTHS[0] else objective
+        loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty)
+        trainer.update()
+        seen += len(batch.clean)
+        if trainer.step % 50 == 0:
+            numbers = {"loss": loss.item(), "error": error.item(), "shape": shape_loss.item()}
+            numbers |= {"spent": clock.spent, "speed": seen / (time.time() - since)}
+            log(trainer.name, step=trainer.step, **{name: round(value, 4) for name, value in numbers.items()})
+            seen, since = 0, time.time()
+        if clock.spent - saved > CHECKPOINT_SECONDS:
+            saved = clock.spent
+            trainer.save(saved)
+    trainer.save(clock.spent)
+
+
+def flow_step(
+    objective: nn.Module, teacher: Networks | None, batch: Batch, empty: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise the batch, compare velocities, leave the gradients; returns loss, plain error and shape loss."""
+    size = len(batch.clean)
+    times, guidance, noise = random_times(size), random_guidance(size), torch.randn_like(batch.clean)
+    mixed = torch.lerp(batch.clean, noise, times[:, None, None])
+    with torch.autocast("cpu", torch.bfloat16):
+        target = noise - batch.clean
+        if teacher is not None:
+            target = guided_target(teacher, mixed, times, guidance, batch, empty)
+        losses = objective(torch.cat([mixed, batch.extra], dim=2), times, guidance, batch, target)
+    losses[0].backward()
+    return losses
+
+
+def random_length() -> int:
+    return PAD_LENGTHS[int(torch.multinomial(torch.tensor(PAD_SHARES), 1))]
+
+
+def empty_ids() -> tuple[Tensor, Tensor]:
+    """T5 (32,) and CLIP (32,) ids of ""."""
+    t5_ids, clip_ids = token_ids([""])
+    return t5_ids[0], clip_ids[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=list(STAGES))
+    parser.add_argument("--minutes", type=float, help="length of the whole stage, earlier runs included")
+    parser.add_argument("--until", metavar="HH:MM", help="end the stage at this time of today, if that is earlier")
+    parser.add_argument("--start", type=Path, help="a folder of shipped weights to begin from")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    torch.manual_seed(time.time_ns() % 2**31)
+
+    trainer = Trainer(options.stage, options.start)
+    minutes = options.minutes or trainer.stage.minutes
+    clock = Clock(minutes, trainer.spent, deadline(options.until))
+    train(trainer, batches(options.stage, options.batch), clock, compiled=not options.eager)
+
+
+def batches(stage: str, size: int) -> Callable[[], Batch]:
+    """What draws the next batch of a stage."""
+    if stage == "fill":
+        return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size)
+    return partial(draw_batch, load(LATENTS_FILE), size)
+
+
+def deadline(until: str | None) -> float:
+    if until is None:
+        return float("inf")
+    today = time.strftime("%Y-%m-%d ")
+    return time.mktime(time.strptime(today + until, "%Y-%m-%d %H:%M"))
+
+
+if __name__ == "__main__":
+    main()
