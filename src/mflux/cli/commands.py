@@ -1,25 +1,9 @@
 """The commands, as one table."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from mflux.cli.options import SHARED, Option, real
+from mflux.cli.options import SHARED, Command, Option, Values, real
 from mflux.errors import UsageError
-
-Values = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command that draws pictures.  conditions: from the values of its flags; default_model: without --model."""
-
-    name: str
-    summary: str
-    task: str
-    options: tuple[Option, ...]
-    conditions: Callable[[Values], tuple[Any, ...]]
-    default_model: str = ""
 
 
 def generate_conditions(values: Values) -> tuple[Any, ...]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mflux.cli.commands import BY_NAME, Command
+from mflux.cli.commands import BY_NAME
+from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
 from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, UsageError
@@ -225,7 +226,6 @@ class Bar:
         """A line on stdout that the bar does not run into."""
         self._bar.clear()
         print(line, flush=True)
-        self._bar.refresh()
 
 
 class Notes(logging.Handler):

@@ -4,10 +4,13 @@ Flags that are not given are absent, so that precedence is one merge: flag, then
 """
 
 import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mflux.engine.request import QUANTIZE
+
+Values = Mapping[str, Any]  # by field name, of the flags that were given
 
 
 def whole(text: str) -> int:
@@ -41,6 +44,18 @@ class Option:
     @property
     def flag(self) -> str:
         return self.flags.split()[0]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command that draws pictures.  conditions: from the values of its flags; default_model: without --model."""
+
+    name: str
+    summary: str
+    task: str
+    options: tuple[Option, ...]
+    conditions: Callable[[Values], tuple[Any, ...]]
+    default_model: str = ""
 
 
 PROMPTS = (

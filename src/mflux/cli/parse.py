@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mflux.cli.commands import Command
+from mflux.cli.options import Command
 from mflux.errors import UsageError
 
 

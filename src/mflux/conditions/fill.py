@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from mflux.conditions.inpaint import plan_canvas, planned_canvas
+from mflux.conditions.canvas import plan_canvas, planned_canvas
 from mflux.engine.latents import LATENT_PIXELS, TOKEN_CHANNELS, pack_latents
 from mflux.engine.slots import PICTURE, Condition, Draft, Inputs, Prepared, Stage
 from mflux.images.picture import PictureSource, to_pixels

@@ -4,18 +4,19 @@ Source: RePaint's known-region rule, arXiv 2201.09865, as in diffusers' FluxInpa
 outside the mask are the source's own bytes (`composite`), and small masks do not vanish (`latent_mask="any"`).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 
+from mflux.conditions.canvas import plan_canvas, planned_canvas
 from mflux.conditions.image_to_image import noised, start_from, starts_from_noise
 from mflux.engine.denoise import At
 from mflux.engine.latents import LATENT_CHANNELS, LATENT_PIXELS, pack_latents
 from mflux.engine.request import check_choice, check_number
-from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Plan, Prepared, Run, Stage
-from mflux.images.masks import Canvas, cells, open_canvas
-from mflux.images.picture import PictureSource, open_picture, to_pixels
+from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Prepared, Run, Stage
+from mflux.images.masks import cells
+from mflux.images.picture import PictureSource, to_pixels
 
 LATENT_MASKS = ("any", "nearest")
 MAX_CROP_PADDING = 16384
@@ -63,17 +64,3 @@ class Inpaint(Condition):
 
         loose = canvas.blended if self.crop is not None else canvas.placed
         return Prepared(bind=bind, finish=canvas.kept if self.composite else loose, icc=canvas.source.icc)
-
-
-def plan_canvas(image: PictureSource, mask: PictureSource, draft: Draft, crop: int | None = None) -> Draft:
-    """Check source and mask, and give the draft their size where nobody asked for another."""
-    picture = open_picture(image, "image")
-    size = draft.asked(picture.height, picture.width)
-    canvas = open_canvas(picture, mask, size, crop)
-    return replace(draft.sized(canvas.height, canvas.width, own_size=size is None), encodes=True)
-
-
-def planned_canvas(image: PictureSource, mask: PictureSource, plan: Plan, crop: int | None = None) -> Canvas:
-    """The canvas that `plan_canvas` planned."""
-    size = None if plan.own_size else (plan.height, plan.width)
-    return open_canvas(open_picture(image, "image"), mask, size, crop)

@@ -8,15 +8,19 @@ from mflux.engine.request import CELL, Request
 from mflux.engine.slots import Condition, Draft, Plan, check_channels, condition_named
 from mflux.errors import UsageError
 from mflux.images.sizes import floor_to_cell
+from mflux.models.layers import piece_size
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
-from mflux.runtime import physical_memory
+from mflux.runtime import on_cpu, physical_memory
 
 TILED_VAE_FROM = 2048 * 2048  # px from which the autoencoder works in tiles anyway
-LIVE_STREAMS = 16  # arrays of token width alive in a block: q, k, v, 4-wide hidden, residual, their float32 copies
+# Arrays alive at the worst moment, measured with the built-in model at 1024 x 1024 px on a CPU.
+LIVE_STREAMS = 30  # of token width, in a block
+LIVE_SCORES = 3
+LIVE_PLANES = 20  # of the first level's channels, in the autoencoder
+LIVE_PIXELS = 12  # numbers a pixel: four copies of the picture
 BATCH_BELOW = 0.7  # share of the physical memory
 MAX_BATCH = 8  # so that finished pictures keep coming
-LIVE_PIXELS = 6  # arrays of picture size and first width alive in the autoencoder
 
 
 def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool = False) -> Plan:
@@ -113,15 +117,17 @@ def forecast(parts: Parts, plan: Plan, batch: int = 1) -> int:
 
 
 def transformer_bytes(config: TransformerConfig, tokens: int, other_tokens: int, batch: int) -> int:
-    """Arrays alive in one block, in float32; attention scores come in pieces that do not count."""
-    return batch * (tokens + other_tokens) * config.width * 4 * LIVE_STREAMS
+    """Arrays alive in one block, in float32; on the CPU also a piece of the attention scores and its copies."""
+    length = tokens + other_tokens
+    scores = piece_size(batch * config.num_attention_heads * length**2) * LIVE_SCORES if on_cpu() else 0
+    return 4 * (batch * length * config.width * LIVE_STREAMS + scores)
 
 
 def vae_bytes(config: VaeConfig, tokens: int, tiled: bool) -> int:
-    """Arrays alive at the autoencoder's full resolution, in float32."""
+    """Arrays alive at the autoencoder's full resolution, in float32, and copies of the picture."""
     pixels = tokens * CELL**2
     worked = min(pixels, config.sample_size**2) if tiled else pixels
-    return 4 * (worked * config.block_out_channels[0] * LIVE_PIXELS + pixels * 3 * 4)
+    return 4 * (worked * config.block_out_channels[0] * LIVE_PLANES + pixels * LIVE_PIXELS)
 
 
 def batch_that_fits(parts: Parts, plan: Plan) -> int:

@@ -17,6 +17,8 @@ ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in a f
 # 2^f on [-0.5, 0.5], minimax in relative error (Lawson's iteration in float64), highest power first; error 7.5e-8.
 EXP2_POLYNOMIAL = (1.32764602e-3, 9.67554152e-3, 5.55071331e-2, 2.40221197e-1, 6.93146967e-1, 1.00000007)
 CHUNK = 1 << 18  # numbers per piece of a long chain of CPU operations: 1 MB, so that each stays in the cache
+MAX_PIECES = 256  # beyond it pieces grow: every one is some 25 nodes of a step's graph
+CONVOLUTION_CHUNK = 1 << 23  # numbers of a strip's neighbours on the CPU: 32 MB
 DEQUANTIZE_FROM_ROWS = 16  # below this many rows MLX's quantized matmul wins on the CPU
 
 
@@ -57,10 +59,16 @@ def _by_device(cheap: Callable[[mx.array], mx.array], own: Callable[[mx.array], 
         wide = x.astype(mx.float32)
         if x.size <= CHUNK:
             return cheap(wide).astype(x.dtype)
-        pieces = mx.split(wide.reshape(-1), range(CHUNK, x.size, CHUNK))
+        step = piece_size(x.size)
+        pieces = mx.split(wide.reshape(-1), range(step, x.size, step))
         return mx.concatenate([cheap(piece) for piece in pieces]).reshape(x.shape).astype(x.dtype)
 
     return function
+
+
+def piece_size(total: int) -> int:
+    """How many of `total` numbers go through a chain of CPU operations at a time."""
+    return max(CHUNK, math.ceil(total / MAX_PIECES))
 
 
 GELU_SLOPE = math.sqrt(2 / math.pi)
@@ -91,13 +99,14 @@ def attention(
     """Softmax attention.  queries: (B, heads, N, d), keys and values: (B, heads, M, d), bias: broadcast to
     (B, heads, N, M) and added to the scores.  Returns (B, heads, N, d).
 
-    On the CPU heads and rows go in chunks, so that at most CHUNK scores are computed at a time.
+    On the CPU heads and rows go piece by piece, see `piece_size`.
     """
     if not on_cpu():
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
     batch, heads, rows, columns = *queries.shape[:3], keys.shape[2]
-    head_step = max(1, min(heads, CHUNK // (batch * rows * columns)))
-    row_step = rows if head_step > 1 else max(1, min(rows, CHUNK // (batch * columns)))
+    piece = piece_size(batch * heads * rows * columns)
+    head_step = max(1, min(heads, piece // (batch * rows * columns)))
+    row_step = rows if head_step > 1 else max(1, min(rows, piece // (batch * columns)))
 
     def part(head: int, row: int) -> mx.array:
         heads_part, rows_part = slice(head, head + head_step), slice(row, row + row_step)
@@ -162,6 +171,25 @@ class GroupNorm(nn.Module):
         centred = centred - group_mean(centred)
         scale = mx.rsqrt(group_mean(mx.square(centred)) + self.eps) * self.weight
         return (centred * scale + self.bias).astype(x.dtype)
+
+
+class Convolution(nn.Conv2d):
+    """A 3 x 3 convolution of (B, H, W, C) that keeps the size.
+
+    On the CPU, MLX copies the nine neighbours of every pixel before it multiplies; here that happens strip by strip.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, kernel_size=3, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        height, row = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3] * 9
+        step = max(1, CONVOLUTION_CHUNK // row)
+        if not on_cpu() or step >= height:
+            return super().__call__(x)
+        padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+        strips = [mx.conv2d(padded[:, top : top + step + 2], self.weight) for top in range(0, height, step)]
+        return mx.concatenate(strips, axis=1) + self.bias
 
 
 class QuantizedLinear(nn.QuantizedLinear):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.layers import GroupNorm, attention, silu
+from mflux.models.layers import Convolution, GroupNorm, attention, silu
 
 OVERLAP = 0.25
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -46,17 +46,13 @@ class Posterior(NamedTuple):
     logvar: mx.array
 
 
-def convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
-
-
 class ResnetBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, groups: int):
         super().__init__()
         self.norm1 = GroupNorm(groups, inputs)
-        self.conv1 = convolution(inputs, outputs)
+        self.conv1 = Convolution(inputs, outputs)
         self.norm2 = GroupNorm(groups, outputs)
-        self.conv2 = convolution(outputs, outputs)
+        self.conv2 = Convolution(outputs, outputs)
         if inputs != outputs:
             self.conv_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1)
 
@@ -92,7 +88,7 @@ class Downsampler(nn.Module):
 class Upsampler(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = convolution(channels, channels)
+        self.conv = Convolution(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.conv(mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2))
@@ -137,11 +133,11 @@ class Encoder(nn.Module):
     def __init__(self, config: VaeConfig):
         super().__init__()
         widths, groups = list(config.block_out_channels), config.norm_num_groups
-        self.conv_in = convolution(config.in_channels, widths[0])
+        self.conv_in = Convolution(config.in_channels, widths[0])
         self.down_blocks = levels(widths, widths[0], config.layers_per_block, groups, Downsampler)
         self.mid_block = Middle(widths[-1], groups)
         self.conv_norm_out = GroupNorm(groups, widths[-1])
-        self.conv_out = convolution(widths[-1], 2 * config.latent_channels)
+        self.conv_out = Convolution(widths[-1], 2 * config.latent_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.conv_in(x)
@@ -154,11 +150,11 @@ class Decoder(nn.Module):
     def __init__(self, config: VaeConfig):
         super().__init__()
         widths, groups = list(reversed(config.block_out_channels)), config.norm_num_groups
-        self.conv_in = convolution(config.latent_channels, widths[0])
+        self.conv_in = Convolution(config.latent_channels, widths[0])
         self.mid_block = Middle(widths[0], groups)
         self.up_blocks = levels(widths, widths[0], config.layers_per_block + 1, groups, Upsampler)
         self.conv_norm_out = GroupNorm(groups, widths[-1])
-        self.conv_out = convolution(widths[-1], config.out_channels)
+        self.conv_out = Convolution(widths[-1], config.out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.mid_block(self.conv_in(x))

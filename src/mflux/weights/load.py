@@ -33,12 +33,17 @@ class NetworkKind(NamedTuple):
     build: Callable[[Any], nn.Module]
     tolerated: str  # tensors of the file that may stay unused, a regular expression
     aliases: dict[str, str]  # names in some files -> ours
+    prefix: str = ""  # of all our names; transformers 5 saves without it
 
 
 KINDS = {
     "transformer": NetworkKind(TransformerConfig, FluxTransformer, r"$^", {}),
     "text_encoder": NetworkKind(
-        ClipConfig, ClipTextEncoder, r"text_model\.embeddings\.position_ids|text_projection\.weight", {}
+        ClipConfig,
+        ClipTextEncoder,
+        r"text_model\.embeddings\.position_ids|text_projection\.weight",
+        {},
+        prefix="text_model.",
     ),
     "text_encoder_2": NetworkKind(
         T5Config,
@@ -104,6 +109,8 @@ def check(part: str, folder: Path, network: nn.Module) -> dict[str, TensorInfo]:
     """The file's tensors under the network's names, or a ModelError that names the first one that does not fit."""
     kind, expected = KINDS[part], expected_shapes(network)
     found = tensors_in(folder)
+    if not any(name.startswith(kind.prefix) for name in found):
+        found = {kind.prefix + name: info for name, info in found.items()}
     for theirs, ours in kind.aliases.items():
         if theirs in found and ours not in found:
             found[ours] = found.pop(theirs)

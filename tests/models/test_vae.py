@@ -1,0 +1,56 @@
+"""The autoencoder in tiles: seams, memory's shape, and when it is left alone."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mflux  # noqa: F401
+from mflux.models import layers
+from mflux.models.vae import cross_fade, in_tiles
+
+
+def test_a_pixelwise_function_in_tiles_is_the_whole():
+    x = mx.random.normal((1, 45, 70, 3), key=mx.random.key(0))
+    assert float(mx.abs(in_tiles(lambda tile: 2 * tile, x, 16, 1) - 2 * x).max()) < 1e-6
+
+
+def test_sides_change_by_the_ratio():
+    def double(tile):
+        return mx.repeat(mx.repeat(tile, 2, axis=1), 2, axis=2)
+
+    x = mx.random.normal((1, 21, 40, 1), key=mx.random.key(0))
+    assert float(mx.abs(in_tiles(double, x, 8, 2) - double(x)).max()) < 1e-6
+
+
+def test_small_pictures_are_not_cut():
+    calls = []
+    in_tiles(lambda tile: calls.append(tile.shape) or tile, mx.zeros((1, 16, 16, 1)), 16, 1)
+    assert calls == [(1, 16, 16, 1)]
+
+
+def test_seams_fade_instead_of_stepping():
+    """Tiles of clashing brightness: the largest step between neighbours is a fraction of the clash."""
+    calls = []
+
+    def bright_or_dark(tile):
+        calls.append(1)
+        return mx.full(tile.shape, float(len(calls) % 2))
+
+    out = np.array(in_tiles(bright_or_dark, mx.zeros((1, 16, 104, 1)), 32, 1))[0, 0, :, 0]
+    assert len(calls) > 2
+    assert np.abs(np.diff(out)).max() <= 1 / 8 + 1e-6
+
+
+def test_the_fade_starts_with_the_tile_before():
+    before, after = mx.zeros((1, 8, 8, 1)), mx.ones((1, 8, 8, 1))
+    faded = np.array(cross_fade(before, after, 4, axis=2))[0, 0, :, 0]
+    assert np.allclose(faded, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("limit", [layers.CONVOLUTION_CHUNK, 2000, 100])
+def test_a_convolution_in_strips_is_the_whole(monkeypatch, limit):
+    monkeypatch.setattr(layers, "CONVOLUTION_CHUNK", limit)
+    x = mx.random.normal((2, 9, 11, 4), key=mx.random.key(0))
+    ours = layers.Convolution(4, 5)
+    wanted = mx.conv2d(x, ours.weight, padding=1) + ours.bias
+    assert float(mx.abs(ours(x) - wanted).max()) < 1e-5
