@@ -1,0 +1,148 @@
+"""Make more cases with diffusers: other sizes, seeds, steps, strengths and prompts, on the models of tests/data.
+
+.venv/bin/python -m pip install ".[parity]"
+.venv/bin/python tests/parity/make_cases.py /tmp/cases --count 24 --seed 7
+.venv/bin/python tools/parity.py /tmp/cases --out /tmp/out
+"""
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxFillPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+from safetensors.numpy import save_file
+
+MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
+WORDS = ("a frozen,", "silver", "Fox", "isn't", "drawing", "47", "old", "lanterns;", "it's", "(poster)", "Ünïcode", "!")
+SIDES = (16, 32, 48, 64, 80, 100)
+LATENT_TOLERANCE, PIXEL_TOLERANCE = 1e-4, 1.0
+
+
+def picture(chance: random.Random, height: int, width: int, mode: str) -> Image.Image:
+    """A smooth random picture, or a mask with a hard or soft blob."""
+    generator = np.random.default_rng(chance.getrandbits(32))
+    coarse = generator.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    if mode == "RGB":
+        return image
+    grey = image.convert("L")
+    return grey if chance.random() < 0.3 else grey.point(lambda value: 255 * (value > 120))
+
+
+def common(chance: random.Random) -> dict[str, Any]:
+    return {
+        "prompt": " ".join(chance.choices(WORDS, k=chance.randint(0, 12))),
+        "height": chance.choice(SIDES),
+        "width": chance.choice(SIDES),
+        "num_inference_steps": chance.randint(1, 5),
+        "guidance": chance.choice((0.0, 1.0, 3.5, 30.0)),
+        "max_sequence_length": chance.choice((16, 33, 64)),
+    }
+
+
+def floored(args: dict[str, Any]) -> tuple[int, int]:
+    return args["height"] // 16 * 16, args["width"] // 16 * 16
+
+
+def noises(chance: random.Random, args: dict[str, Any], packed: bool) -> torch.Tensor:
+    height, width = floored(args)
+    generator = torch.Generator().manual_seed(chance.getrandbits(32))
+    shape = (1, height * width // 256, 64) if packed else (1, 16, height // 8, width // 8)
+    return torch.randn(shape, generator=generator)
+
+
+def call(pipeline: Any, args: dict[str, Any], **rest: Any) -> dict[str, np.ndarray]:
+    """Run a pipeline; its packed latents and its pictures."""
+    words = {name: value for name, value in args.items() if name not in ("guidance", "posterior")}
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        kept["latents"] = values["latents"]
+        return values
+
+    images = pipeline(**words, guidance_scale=args["guidance"], callback_on_step_end=keep, **rest).images
+    return {"latents": kept["latents"].numpy(), "image": np.stack([np.asarray(image) for image in images])}
+
+
+def text_to_image(chance: random.Random, folder: Path) -> dict[str, Any]:
+    args = common(chance)
+    model = chance.choice(("dev", "schnell"))
+    if chance.random() < 0.4:
+        args |= {"negative_prompt": " ".join(chance.choices(WORDS, k=3)), "true_cfg_scale": chance.choice((1.5, 4.0))}
+    latents = noises(chance, args, packed=True)
+    save_file({"latents": latents.numpy()}, folder / "inputs.safetensors")
+    out = call(FluxPipeline.from_pretrained(MODELS / model), args, latents=latents)
+    return spec("text-to-image", model, args, {"latents": "inputs.safetensors"}, out, folder)
+
+
+def with_picture(kind: str, pipeline_class: Any, chance: random.Random, folder: Path) -> dict[str, Any]:
+    """Image-to-image, inpainting and fill: a picture, perhaps a mask, and noise in place of the pipeline's draw."""
+    args = common(chance) | {"posterior": "mode"}
+    model = "fill" if kind == "fill" else chance.choice(("dev", "schnell"))
+    inputs, rest = {"image": "image.png"}, {}
+    image = picture(chance, chance.randint(20, 120), chance.randint(20, 120), "RGB")
+    image.save(folder / "image.png")
+    if kind != "image-to-image":
+        mask = picture(chance, image.height, image.width, "L")
+        mask.save(folder / "mask.png")
+        inputs["mask"], rest["mask_image"] = "mask.png", mask
+    if kind == "fill":
+        latents = noises(chance, args, packed=True)
+        save_file({"latents": latents.numpy()}, folder / "inputs.safetensors")
+        inputs["latents"], rest["latents"] = "inputs.safetensors", latents
+    else:
+        args["strength"] = chance.choice((0.6, 0.75, 1.0))
+        noise = noises(chance, args, packed=False)
+        save_file({"noise": noise.numpy()}, folder / "inputs.safetensors")
+        inputs["noise"] = "inputs.safetensors"
+        import diffusers.pipelines.flux.pipeline_flux_img2img as first
+        import diffusers.pipelines.flux.pipeline_flux_inpaint as second
+
+        for module in (first, second):
+            module.randn_tensor = lambda *_, **__: noise
+    out = call(pipeline_class.from_pretrained(MODELS / model), args, image=image, **rest)
+    return spec(kind, model, args, inputs, out, folder)
+
+
+def spec(
+    kind: str, model: str, args: dict[str, Any], inputs: dict[str, str], out: dict[str, np.ndarray], folder: Path
+) -> dict[str, Any]:
+    save_file({name: np.ascontiguousarray(value) for name, value in out.items()}, folder / "expected.safetensors")
+    expected = {"latents": LATENT_TOLERANCE, "image": PIXEL_TOLERANCE}
+    return {"case": folder.name, "pipeline": kind, "model": model, "args": args, "inputs": inputs, "expected": expected}
+
+
+MAKERS: dict[str, Callable[[random.Random, Path], dict[str, Any]]] = {
+    "text-to-image": text_to_image,
+    "image-to-image": lambda chance, folder: with_picture("image-to-image", FluxImg2ImgPipeline, chance, folder),
+    "inpaint": lambda chance, folder: with_picture("inpaint", FluxInpaintPipeline, chance, folder),
+    "fill": lambda chance, folder: with_picture("fill", FluxFillPipeline, chance, folder),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
+    shutil.copytree(MODELS, options.folder / "models", dirs_exist_ok=True)
+    chance = random.Random(options.seed)
+    for index in range(options.count):
+        kind = list(MAKERS)[index % len(MAKERS)]
+        folder = options.folder / "cases" / f"{kind}-{index:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "case.json").write_text(json.dumps(MAKERS[kind](chance, folder), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
