@@ -68,10 +68,12 @@ def torch_normal(seed: int, count: int) -> np.ndarray:
     uniform = (generator.randint(0, 2**32, count, np.uint32) & 0xFFFFFF).astype(np.float32) / np.float32(2**24)
 
     def box_muller(values: np.ndarray) -> np.ndarray:
+        """Angles and radii are rounded to float32 as torch rounds them; that moves large numbers by 1e-6."""
         pairs = values.reshape(-1, 2, TORCH_BLOCK // 2)
-        radius = np.sqrt(-2 * np.log1p(-pairs[:, 0].astype(np.float64)))
-        angle = 2 * np.pi * pairs[:, 1].astype(np.float64)
-        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1).astype(np.float32)
+        radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - pairs[:, 0]))
+        angle = (np.float32(2 * np.pi) * pairs[:, 1]).astype(np.float64)
+        normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        return normal.reshape(-1).astype(np.float32)
 
     whole = count - count % TORCH_BLOCK
     normal = np.concatenate([box_muller(uniform[:whole]), uniform[whole:]])
