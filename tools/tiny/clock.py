@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 WORK = Path(__file__).resolve().parents[2] / ".tiny"  # ignored by git: checkpoints, latents, logs
 CHECKPOINT_SECONDS = 180.0
 
@@ -50,6 +48,8 @@ def decay(share: float, flat: float = 0.4, last: float = 0.02) -> float:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write beside the old checkpoint, then replace it: a cut in the middle loses nothing."""
+    import torch  # here, so that the product can be evaluated without torch
+
     path.parent.mkdir(exist_ok=True)
     fresh = path.with_suffix(".new")
     torch.save(state, fresh)
@@ -57,6 +57,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    import torch
+
     return torch.load(path, weights_only=True) if path.exists() else None
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from captions import PLACES, with_article
 from classifier import read, score
 from clock import WORK, load_checkpoint, log
@@ -142,6 +141,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to the training")
     options = parser.parse_args()
     if options.threads:
+        import torch
+
         torch.set_num_threads(options.threads)
     if options.source in ("world", "vae"):
         results = rated_drawings(options.source, options.count)

@@ -100,10 +100,12 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     flux = Flux1(model, base_model=base_model, task=command.task, **options)
     rest = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
+    if run.prompt_file is not None and run.batch_size is not None:
+        log.warning("--batch-size is not used: with --prompt-file pictures are drawn one by one")
     for note in plan.notes:
         log.warning(note)
     with Bar(len(seeds), plan.steps) as bar:
-        if run.prompt_file is None:
+        if run.prompt_file is None:  # its prompt may change between pictures, so those are drawn one by one
             pictures: Iterator[Any] = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
         else:
             pictures = (
@@ -112,8 +114,10 @@ def draw(command: Command, values: dict[str, Any]) -> None:
                 for picture in flux.draw(flux.plan(seed, read_prompt(run), config, **rest), on_step=bar.step)
             )
         for picture, target in zip(pictures, targets, strict=True):
-            written = picture.save(target, export_json_metadata=run.metadata, embed_metadata=not run.no_metadata)
+            written = picture.save(target, embed_metadata=not run.no_metadata)
             bar.say(str(written))
+            if run.metadata:
+                bar.say(str(picture.save_metadata(written.with_suffix(".json"))))
 
 
 def pick(owner: type, values: dict[str, Any]) -> dict[str, Any]:

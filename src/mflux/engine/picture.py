@@ -79,5 +79,9 @@ class GeneratedImage:
         """
         written = save_picture(self.image, path, self.metadata if embed_metadata else None, overwrite, self.icc)
         if export_json_metadata:
-            save_json(self.metadata, written.with_suffix(".json"), overwrite)
+            self.save_metadata(written.with_suffix(".json"), overwrite)
         return written
+
+    def save_metadata(self, path: Path, overwrite: bool = False) -> Path:
+        """Write the metadata alone, as JSON; returns the path written."""
+        return save_json(self.metadata, path, overwrite)
