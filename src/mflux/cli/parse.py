@@ -41,7 +41,7 @@ def metavar(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
 def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     """Values by field name, of the flags that were given.  Raises UsageError."""
     parser = build_parser(command)
-    known, unknown = parser.parse_known_args(joined_negatives(argv))
+    known, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [flag for option in command.options for flag in option.flags.split()]
         close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.6)
@@ -51,19 +51,6 @@ def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
             f"`{unknown[0]}` is not known to `{command.name}`", f"did you mean {hint}?" if close else help_hint
         )
     return vars(known)
-
-
-def joined_negatives(argv: Sequence[str]) -> list[str]:
-    """`--seed -1` as argparse takes it: a lone value that starts with `-` is joined to its flag by `=`."""
-    words: list[str] = []
-    for word in argv:
-        looks_negative = len(word) > 1 and word[0] == "-" and word[1:].replace(".", "", 1).replace("e", "", 1).isalnum()
-        numeric = looks_negative and (word[1].isdigit() or word[1:] in ("inf", "nan"))
-        if numeric and words and words[-1].startswith("--") and "=" not in words[-1]:
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    return words
 
 
 def flag_of(command: Command, field: str) -> str | None:

@@ -17,9 +17,9 @@ from mflux.engine.denoise import integrate
 from mflux.engine.network import Branch, GuidedVelocity, Network
 from mflux.engine.parts import Parts
 from mflux.engine.picture import GeneratedImage
-from mflux.engine.plan import batch_that_fits, conditions_of, make_plan
+from mflux.engine.plan import batch_that_fits, make_plan
 from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice
-from mflux.engine.slots import Hooks, Inputs, Plan, Prepared, Run, Stage, merge
+from mflux.engine.slots import Hooks, Inputs, Plan, Prepared, Run, Stage, condition_named, merge
 from mflux.errors import UsageError
 from mflux.images.picture import from_pixels
 from mflux.weights.resolve import ModelSource, resolve
@@ -157,7 +157,7 @@ class Flux1:
     def _request(self, seed: int | Sequence[int], prompt: str, config: Config, **rest: Any) -> Request:
         given: Any = seed if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else [seed]
         seeds = tuple(int(each) if isinstance(each, np.integer) else each for each in given)
-        conditions = tuple(rest.pop("conditions", ()))
+        config, conditions = image_as_condition(config, tuple(rest.pop("conditions", ())))
         return Request(
             model=self.parts.source.name,
             prompt=prompt,
@@ -177,7 +177,7 @@ class Flux1:
         branches = tuple(self._branches(plan))
         self.parts.release("text_encoder", "text_encoder_2")
         stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled))
-        prepared = [condition.prepare(stage) for condition in conditions_of(plan.request)]
+        prepared = [condition.prepare(stage) for condition in plan.request.conditions]
         if plan.encodes:
             mx.eval([each.inputs.channels for each in prepared if each.inputs.channels is not None])
             self.parts.release("vae")
@@ -262,6 +262,17 @@ class Flux1:
         icc = next((each.icc for each in prepared if each.icc), None)
         artifacts = {"latents": latents, **hooks.artifacts}
         return GeneratedImage(Image.fromarray(pixels), replace(plan, request=request), extra, artifacts, icc)
+
+
+def image_as_condition(config: Config, conditions: tuple[Any, ...]) -> tuple[Config, tuple[Any, ...]]:
+    """The config's image, in mflux 0.8's way of saying it, as the condition that it is."""
+    if config.image_path is None:
+        if config.image_strength is not None:
+            raise UsageError("there is no image for it", "give `image_path` too", "image_strength")
+        return config, conditions
+    values = {"image": config.image_path, "image_strength": config.image_strength}
+    rest = replace(config, image_path=None, image_strength=None)
+    return rest, (condition_named("ImageToImage", values), *conditions)
 
 
 def all_inputs(prepared: list[Prepared]) -> Inputs:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from mflux.engine.latents import TOKEN_PIXELS
 from mflux.engine.parts import Parts
 from mflux.engine.request import CELL, Request
-from mflux.engine.slots import Condition, Draft, Plan, check_channels, condition_named
+from mflux.engine.slots import Draft, Plan, check_channels
 from mflux.errors import UsageError
 from mflux.images.sizes import floor_to_cell
 from mflux.models.layers import piece_size
@@ -37,7 +37,7 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
         asked = getattr(config, name)
         if asked and asked % CELL:
             draft = draft.noted(f"{name} {asked} is not a multiple of 16: {floor_to_cell(asked)} is used")
-    for condition in conditions_of(request):
+    for condition in request.conditions:
         draft = condition.plan(draft)
     draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
     check_channels(draft)
@@ -51,17 +51,6 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
             None,
         )
     return plan
-
-
-def conditions_of(request: Request) -> tuple[Condition, ...]:
-    """The request's conditions, and image-to-image where the config asks for it."""
-    config = request.config
-    if config.image_path is None:
-        if config.image_strength is not None and not request.conditions:
-            raise UsageError("there is no image for it", "give `image_path` too", "image_strength")
-        return request.conditions
-    values = {"image": config.image_path, "image_strength": config.image_strength}
-    return (condition_named("ImageToImage", values), *request.conditions)
 
 
 def note_guidance(draft: Draft) -> Draft:

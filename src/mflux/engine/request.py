@@ -82,7 +82,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """The values that differ from the defaults."""
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "image_path"}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(DEFAULTS, name)}
 
 
