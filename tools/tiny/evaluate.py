@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("source", help="base, distill, shipped, mflux, world or vae")
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--guidance", type=float, default=3.5)
+    parser.add_argument("--sets", nargs="+", default=[chosen.name for chosen in SETS])
     parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to the training")
     options = parser.parse_args()
     if options.threads:
@@ -148,7 +149,8 @@ def main() -> None:
         results = rated_drawings(options.source, options.count)
     else:
         paint = painter(options.source, options.guidance)
-        results = {chosen.name: evaluate(paint, chosen, options.count) for chosen in SETS}
+        chosen_sets = [chosen for chosen in SETS if chosen.name in options.sets]
+        results = {chosen.name: evaluate(paint, chosen, options.count) for chosen in chosen_sets}
     for name, one in results.items():
         log("evaluate", source=options.source, guidance=options.guidance, count=options.count, set=name, **one)
     print(table(results))

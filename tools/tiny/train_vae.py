@@ -3,12 +3,14 @@
 Crops of 64 px for the first half (three times as many pictures a second), then whole pictures, then the decoder alone
 against latents that carry noise, as the transformer's will. The encoder's log-variance is fixed at its lower bound:
 sampling the posterior equals its mode, and image-to-image is deterministic.
+`--refine .tiny/vae` goes on with the decoder of a finished VAE: its latents, and what was trained on them, stay valid.
 Leaves the finished AutoencoderKL in .tiny/vae (diffusers layout).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from world import SIDE, SceneKind, depth_map, draw, edge_map, sample_scene
 LEVELS = (16, 32, 48, 48)
 LATENT_CHANNELS = 16
 LOWEST_LOGVAR = -30.0
-LEARNING_RATE = 2e-3
+LEARNING_RATE, REFINING_RATE = 2e-3, 1e-3
 CROPS_UNTIL, DECODER_FROM = 0.5, 0.78  # shares of the time
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 16, 8
 LATENT_NOISE = 0.2
@@ -118,55 +120,75 @@ class Autoencode(torch.nn.Module):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train(minutes: float, pictures: torch.Tensor) -> AutoencoderKL:
-    vae = build_vae().to(memory_format=torch.channels_last)
-    average = build_vae().eval()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    state, step, spent = load_checkpoint(WORK / "vae.pt"), 0, 0.0
-    if state is not None:
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
-    average.load_state_dict(vae.state_dict() if state is None else state["average"])
+class VaeTrainer:
+    """The VAE, its running average and progress; `refine` starts from a finished VAE and trains its decoder alone."""
 
-    model = Autoencode(vae)  # eager: compiled, it came out hardly faster and did not learn (torch 2.13, CPU)
-    clock, saved = Clock(minutes, spent), 0.0
+    def __init__(self, refine: Path | None) -> None:
+        self.file = WORK / ("vae.pt" if refine is None else "vae-refined.pt")
+        self.vae = build_vae() if refine is None else AutoencoderKL.from_pretrained(refine)
+        self.vae.to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.vae).eval()
+        self.objective = Autoencode(
+            self.vae
+        )  # eager: compiled, it was hardly faster and did not learn (torch 2.13, CPU)
+        self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+        self.step, self.spent = 0, 0.0
+        if refine is not None:
+            self.freeze_encoder()
+        state = load_checkpoint(self.file)
+        if state is not None:
+            self.vae.load_state_dict(state["vae"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.spent = state["step"], state["spent"]
+
+    @property
+    def trains_encoder(self) -> bool:
+        return self.vae.encoder.conv_in.weight.requires_grad
+
+    def freeze_encoder(self) -> None:
+        """From here on the encoder is the average's, which is the one that ships."""
+        self.vae.encoder.load_state_dict(self.average.encoder.state_dict())
+        self.vae.encoder.requires_grad_(False)
+
+    def update(self, pictures: torch.Tensor, rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.objective(pictures, self.trains_encoder)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        follow(self.average, self.vae, self.step)
+        return loss.item()
+
+    def save(self, spent: float) -> None:
+        state = {"vae": self.vae.state_dict(), "average": self.average.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict(), "step": self.step, "spent": spent}
+        save_checkpoint(self.file, state)
+
+
+def train(minutes: float, pictures: torch.Tensor, refine: Path | None = None) -> AutoencoderKL:
+    trainer = VaeTrainer(refine)
+    clock = Clock(minutes, trainer.spent)
+    saved = clock.spent
     while not clock.over:
         share = clock.share
-        crops = share < CROPS_UNTIL
-        if share >= DECODER_FROM and vae.encoder.conv_in.weight.requires_grad:
-            vae.encoder.load_state_dict(average.encoder.state_dict())  # the average's latents are the ones that ship
-            vae.encoder.requires_grad_(False)
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * decay(share, flat=0.3) * min(1.0, (step + 1) / 100)
-        with torch.autocast("cpu", torch.bfloat16):
-            batch = batch_of(pictures, CROP_BATCH, CROP) if crops else batch_of(pictures, WHOLE_BATCH, SIDE)
-            loss = model(batch, share < DECODER_FROM)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        follow(average, vae, step)
-        if step % 100 == 0:
-            log("vae", step=step, spent=round(clock.spent), loss=round(loss.item(), 5))
+        if share >= DECODER_FROM and trainer.trains_encoder:
+            trainer.freeze_encoder()
+        crops = share < CROPS_UNTIL and refine is None
+        batch = batch_of(pictures, CROP_BATCH, CROP) if crops else batch_of(pictures, WHOLE_BATCH, SIDE)
+        rate = (LEARNING_RATE if refine is None else REFINING_RATE) * decay(share, flat=0.3)
+        loss = trainer.update(batch, rate * min(1.0, (trainer.step + 1) / 100))
+        if trainer.step % 100 == 0:
+            log("vae", step=trainer.step, spent=round(clock.spent), loss=round(loss, 5))
         if clock.spent - saved > CHECKPOINT_SECONDS:
             saved = clock.spent
-            save_checkpoint(WORK / "vae.pt", training_state(vae, average, optimizer, step, clock.spent))
-    save_checkpoint(WORK / "vae.pt", training_state(vae, average, optimizer, step, clock.spent))
-    return average
-
-
-def training_state(
-    vae: AutoencoderKL, average: AutoencoderKL, optimizer: torch.optim.Optimizer, step: int, spent: float
-) -> dict[str, object]:
-    return {
-        "vae": vae.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "spent": spent,
-    }
+            trainer.save(saved)
+    trainer.save(clock.spent)
+    return trainer.average
 
 
 @torch.no_grad()
@@ -182,34 +204,35 @@ def finish(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
     head = vae.encoder.conv_out
     head.weight[LATENT_CHANNELS:].zero_()
     head.bias[LATENT_CHANNELS:].fill_(LOWEST_LOGVAR)
-    real = pictures[:512].float() / 127.5 - 1.0
+    real = pictures.float() / 127.5 - 1.0
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in real.split(64)])
     shift, scale = latents.mean().item(), 1.0 / latents.std().item()
     vae.register_to_config(shift_factor=round(shift, 6), scaling_factor=round(scale, 6))
-    error = torch.cat([vae.decode(part).sample for part in latents.split(64)]).clamp(-1, 1) - real
-    psnr = (10 * torch.log10(4.0 / error.square().mean(dim=(1, 2, 3)))).mean().item()
-    channels = latents.std(dim=(0, 2, 3))
-    log(
-        "vae",
-        psnr=round(psnr, 2),
-        shift=shift,
-        scale=scale,
-        narrowest=channels.min().item(),
-        widest=channels.max().item(),
-    )
+
+
+@torch.no_grad()
+def report(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
+    """Log the round trip's mean PSNR over pictures."""
+    real = pictures.float() / 127.5 - 1.0
+    drawn = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in real.split(64)])
+    psnr = 10 * torch.log10(4.0 / (drawn.clamp(-1, 1) - real).square().mean(dim=(1, 2, 3)))
+    log("vae", psnr=round(psnr.mean().item(), 2), shift=vae.config.shift_factor, scale=vae.config.scaling_factor)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--pictures", type=int, default=6000)
+    parser.add_argument("--refine", type=Path, metavar="FOLDER", help="a finished VAE whose decoder is to get better")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    vae = train(options.minutes, draw_pictures(options.pictures))
-    finish(vae, draw_pictures(512, seed=1000))
-    folder: Path = VAE_FOLDER
-    vae.save_pretrained(folder)
+    vae = train(options.minutes, draw_pictures(options.pictures), options.refine)
+    measured = draw_pictures(512, seed=1000)
+    if options.refine is None:
+        finish(vae, measured)
+    report(vae, measured)
+    vae.save_pretrained(VAE_FOLDER)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _, _, rest = message.partition("argument ")
         flag, _, problem = rest.partition(": ")
-        if problem:
-            raise UsageError(f"`{flag.split('/')[0]}`: {problem}", f"`{self.prog} --help` lists every flag")
-        raise UsageError(message, f"`{self.prog} --help` lists every flag")
+        flag, hint = flag.split("/")[0], f"`{self.prog} --help` lists every flag"
+        if problem == "expected one argument":
+            hint = f"give it a value; one that starts with `-` goes as `{flag}=VALUE`"
+        raise UsageError(f"`{flag}`: {problem}" if problem else message, hint)
 
 
 def build_parser(command: Command) -> Parser:
@@ -35,7 +36,7 @@ def build_parser(command: Command) -> Parser:
 
 
 def metavar(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
-    return parse if "action" in parse else {"metavar": flag.strip("-").upper().replace("-", "_"), **parse}
+    return parse if parse.get("action") == "store_true" else {"metavar": flag.strip("-").upper().replace("-", "_"), **parse}
 
 
 def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
