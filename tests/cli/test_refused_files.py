@@ -1,0 +1,145 @@
+"""Pictures, masks and model folders that cannot be used: refused before a prompt is encoded, with a hint."""
+
+import shutil
+from pathlib import Path
+
+import hostile
+import numpy as np
+import pytest
+from PIL import Image
+
+UNREADABLE = "it may be damaged or of another format; PNG, JPEG and WebP work"
+MASK_HINT = "make a mask of the image's size: white where to paint, black where to keep"
+ROLES = {
+    ("mflux-generate", "dev", "--image-path"): (),
+    ("mflux-generate", "dev", "--mask-path"): ("--image-path",),
+    ("mflux-generate-fill", "fill", "--image-path"): ("--masked-image-path",),
+    ("mflux-generate-fill", "fill", "--masked-image-path"): ("--image-path",),
+}
+
+
+@pytest.fixture(params=ROLES, ids=" ".join)
+def role(request, blind, files, refused):
+    """Run a command with something wrong in the place of one of its pictures."""
+    command, model, flag = request.param
+    good = {"--image-path": files[0], "--masked-image-path": files[1]}
+    rest = [word for other in ROLES[request.param] for word in (other, good[other])]
+
+    def run(path: str | Path) -> list[str]:
+        return refused(*blind(model), *rest, flag, path, command=command)
+
+    run.flag = flag
+    return run
+
+
+def test_a_missing_picture_is_refused(role):
+    assert role("/no/such.png") == [f"`{role.flag}`: there is no file `/no/such.png`", "check the path"]
+
+
+def test_a_folder_is_no_picture(role, tmp_path):
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    assert role(folder) == [f"`{role.flag}`: `{folder}` is a folder", "give a picture file"]
+
+
+def test_a_picture_cut_in_the_middle_is_refused(role, files, tmp_path):
+    path = hostile.truncated(tmp_path / "half.png", files[0])
+    error, hint = role(path)
+    assert error.startswith(f"`{role.flag}`: `{path}` cannot be read as a picture (") and hint == UNREADABLE
+
+
+@pytest.mark.parametrize("kind", hostile.BROKEN_PICTURES)
+def test_a_file_that_is_no_picture_is_refused(refused, blind, tmp_path, kind):
+    path = tmp_path / "broken.png"
+    path.write_bytes(hostile.BROKEN_PICTURES[kind])
+    error, hint = refused(*blind("dev"), "--image-path", path)
+    assert error.startswith(f"`--image-path`: `{path}` cannot be read as a picture (") and hint == UNREADABLE
+
+
+@pytest.mark.parametrize("size", [(16400, 16), (16, 16400), (20000, 16000)])
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header_alone(refused, blind, tmp_path, size):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(hostile.png(*size, rows=1))  # decoding it would fail, and show another error
+    said = refused(*blind("dev"), "--image-path", path)
+    assert said == [f"`--image-path`: `{path}` is {size[0]} x {size[1]} px", "sides up to 16384 px"]
+
+
+def test_a_mask_of_too_many_pixels_is_refused_by_its_header_alone(refused, blind, files, tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(hostile.png(20000, 16000, rows=1))
+    error, _ = refused(*blind("dev"), "--image-path", files[0], "--mask-path", path)
+    assert "20000 x 16000 px" in error
+
+
+@pytest.mark.parametrize(("command", "model"), [("mflux-generate", "dev"), ("mflux-generate-fill", "fill")])
+def test_a_mask_of_another_size_or_all_black_is_refused(refused, blind, files, tmp_path, command, model):
+    flag = "--mask-path" if model == "dev" else "--masked-image-path"
+    flags = (*blind(model), "--image-path", files[0], "--mask-path")
+    other = hostile.mask(tmp_path / "other.png", 63, 48)
+    error = f"`{flag}`: the mask is 63 x 48 px, but its image 64 x 48"
+    assert refused(*flags, other, command=command) == [error, MASK_HINT]
+    black = hostile.mask(tmp_path / "black.png", white=127)
+    error = f"`{flag}`: the mask is black everywhere, so there is nothing to paint"
+    assert refused(*flags, black, command=command) == [error, "paint its area white"]
+
+
+def test_a_fill_without_its_picture_or_mask_is_refused(refused, blind, files):
+    fill = {"command": "mflux-generate-fill"}
+    hint = "give the picture and a mask of its size, white where to paint"
+    assert refused(*blind("fill"), **fill) == ["`--image-path` is missing", hint]
+    words = ("--prompt", "x", "--image-path", files[0])
+    assert refused(*words, **fill) == ["`--masked-image-path` is missing", hint]
+
+
+@pytest.mark.parametrize("value", ["1", "-0.1", "nan", "inf"])
+def test_an_image_strength_out_of_range_is_refused(refused, blind, files, value):
+    error, hint = refused(*blind("dev"), "--image-path", files[0], f"--image-strength={value}")
+    assert error.startswith("`--image-strength`: ") and hint == "give a number from 0 to below 1"
+
+
+def test_a_picture_that_no_memory_holds_is_refused_with_both_numbers(refused, blind):
+    error, hint = refused(*blind("dev"), "--height", "16384", "--width", "16384")
+    assert "16384 x 16384 px" in error and " needs about " in error and ", and this machine has " in error
+    assert "`--height`" in hint and "`--width`" in hint
+
+
+def test_a_batch_that_no_memory_holds_is_refused(refused, blind):
+    flags = ("--height", "2048", "--width", "2048", "--auto-seeds", "1000", "--batch-size", "1000")
+    words = [word for word in blind("dev") if word not in ("--seed", "1")] + ["--steps", "1"]
+    error, _ = refused(*words, *flags)
+    assert " needs about " in error
+
+
+def test_the_wrong_model_for_a_task_is_refused_with_both_channel_counts(refused, blind, files):
+    both = ("--image-path", files[0], "--mask-path", files[1])
+    error, hint = refused(*blind("dev"), *both, command="mflux-generate-fill")
+    assert error.endswith("takes 64 channels per token, but Fill needs 384") and "`--model fill`" in hint
+    error, hint = refused(*blind("fill"))
+    assert (
+        error.endswith("takes 384 channels per token, but a plain picture needs 64") and "`mflux-generate-fill`" in hint
+    )
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
+def test_a_folder_that_is_not_a_model_is_refused_with_the_part_it_lacks(refused, tmp_path, oracle_model, part):
+    model = hostile.copy_model(oracle_model("dev"), tmp_path / "model")
+    shutil.rmtree(model / part)
+    error, _ = refused("--prompt", "x", "--model", model)
+    assert error == f"`--model`: `{model}` is not a FLUX.1 model: it has no folder `{part}`"
+
+
+def test_a_file_is_no_model_folder(refused, files):
+    error, _ = refused("--prompt", "x", "--model", files[0])
+    assert error == f"`--model`: `{files[0]}` is a file"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
+def test_pictures_of_every_mode_are_drawn_on(cli, oracle_model, tmp_path, mode):
+    image = Image.open(hostile.picture(tmp_path / "rgb.png"))
+    deep = np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16)
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    (Image.fromarray(deep) if mode == "I;16" else image.convert(mode)).save(path)
+    flags = ("--prompt", "x", "--steps", "1", "--max-sequence-length", "8", "--model", oracle_model("dev"))
+    outcome = cli(*flags, "--image-path", path, "--mask-path", path)
+    assert (outcome.code, outcome.out) == (0, "image.png\n"), outcome
+    assert Image.open("image.png").size == (64, 48)
