@@ -33,13 +33,17 @@ from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import rope_table
+from mflux.engine.parts import ADAPTABLE
 from mflux.weights.load import load_network
+from mflux.weights.lora_files import attach, read_lora
 
 Tensors = dict[str, Any]
 DIFFUSERS_SIDE = 1024
 ENCODED = ("input_ids", "last_hidden_state", "pooled")
 MANDATORY = {
     "transformer": ("sample",),
+    "lora": ("velocity",),
+    "lora-text": ("pooled_prompt_embeds", "clip_last_hidden_state", "prompt_embeds"),
     "clip": ENCODED,
     "t5": ENCODED,
     "vae-encode": ("latents", "mean", "logvar"),
@@ -124,11 +128,37 @@ def vae_decode(case: Case) -> Tensors:
 
 
 def transformer(case: Case) -> Tensors:
-    network = load_network("transformer", case.model() / "transformer")
+    return {"sample": velocity(case, load_network("transformer", case.model() / "transformer"))}
+
+
+def velocity(case: Case, network: Any) -> mx.array:
+    """One call of a transformer with the case's inputs."""
     table = network.modulate(case.needed("timestep"), case.tensor("guidance"), case.needed("pooled_projections"))
     ids = np.concatenate([np.array(case.needed("txt_ids")), np.array(case.needed("img_ids"))])
     rope = rope_table(ids, network.config.axes_dims_rope)
-    return {"sample": network(case.needed("hidden_states"), case.needed("encoder_hidden_states"), table, rope)}
+    return network(case.needed("hidden_states"), case.needed("encoder_hidden_states"), table, rope)
+
+
+def adapted(case: Case) -> dict[str, Any]:
+    """The networks of a model with the case's LoRA files beside them."""
+    names = [part for part in ADAPTABLE if (case.model() / part).is_dir()]
+    parts = {part: load_network(part, case.model() / part) for part in names}
+    given = case.spec["inputs"]["lora"]
+    paths = [case.folder / name for name in ([given] if isinstance(given, str) else given)]
+    files = [read_lora(path, scale, parts) for path, scale in zip(paths, case.args["lora_scales"], strict=True)]
+    attach(files, parts)
+    return parts
+
+
+def lora(case: Case) -> Tensors:
+    return {"velocity": velocity(case, adapted(case)["transformer"])}
+
+
+def lora_text(case: Case) -> Tensors:
+    parts = adapted(case)
+    states, pooled = parts["text_encoder"](case.needed("clip_input_ids"))
+    long = parts["text_encoder_2"](case.needed("t5_input_ids"))
+    return {"pooled_prompt_embeds": pooled, "clip_last_hidden_state": states, "prompt_embeds": long}
 
 
 def schedule(case: Case) -> Tensors:
@@ -229,6 +259,9 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "vae-encode": vae_encode,
     "vae-decode": vae_decode,
     "transformer": transformer,
+    "lora": lora,
+    "lora-refused": lora,
+    "lora-text": lora_text,
     "schedule": schedule,
     "pack": pack,
     "preprocess": preprocess,
@@ -246,12 +279,14 @@ def run(case: Case) -> dict[str, np.ndarray]:
         out = RUNNERS[case.spec["pipeline"]](case)
     except MfluxError as error:
         print(f"  {case.folder.name}: {error.problem}", file=sys.stderr)
-        return {"refused": np.float32(1)}
+        return {"refused": np.ones(1, np.float32)}
     return {name: np.ascontiguousarray(np.array(value)) for name, value in out.items() if name in case.spec["expected"]}
 
 
 def compare(case: Case, out: dict[str, np.ndarray]) -> tuple[bool, str]:
     """Whether every mandatory tensor is there and within its tolerance, and the worst of them in words."""
+    if case.spec.get("refuse") or "refused" in out:
+        return bool(case.spec.get("refuse")) and "refused" in out, "refused" if "refused" in out else "not refused"
     wanted = load_file(case.folder / "expected.safetensors")
     mandatory = set(MANDATORY.get(case.spec["pipeline"], wanted)) & set(wanted)
     absent = mandatory - set(out)

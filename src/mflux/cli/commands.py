@@ -13,20 +13,20 @@ def generate_conditions(values: Values) -> tuple[Any, ...]:
             if given is not None:
                 raise UsageError("there is no image for it", "give `--image-path` too", name)
         return ()
-    from mflux.conditions import ImageToImage, Inpaint
+    from mflux import conditions
 
     if mask is not None:
-        return (Inpaint(image, mask, image_strength=strength),)
-    return (ImageToImage(image, image_strength=strength),)
+        return (conditions.Inpaint(image, mask, image_strength=strength),)
+    return (conditions.ImageToImage(image, image_strength=strength),)
 
 
 def fill_conditions(values: Values) -> tuple[Any, ...]:
     for name, what in (("image", "`--image-path`"), ("mask", "`--masked-image-path`")):
         if name not in values:
             raise UsageError(f"{what} is missing", "give the picture and a mask of its size, white where to paint")
-    from mflux.conditions import Fill
+    from mflux import conditions
 
-    return (Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
+    return (conditions.Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
 
 
 COMMANDS = (

@@ -71,7 +71,12 @@ MODELS = (
     Option("--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}),
 )
 DRAWING = (
-    Option("--seed", "Run.seed", "one picture for each seed, 0 to 2^64 - 1", {"type": whole, "nargs": "+", "action": "extend"}),
+    Option(
+        "--seed",
+        "Run.seed",
+        "one picture for each seed, 0 to 2^64 - 1",
+        {"type": whole, "nargs": "+", "action": "extend"},
+    ),
     Option("--auto-seeds", "Run.auto_seeds", "this many pictures with random seeds", {"type": whole}),
     Option("--height", "Config.height", "px, floored to a multiple of 16", {"type": whole}),
     Option("--width", "Config.width", "px, floored to a multiple of 16", {"type": whole}),

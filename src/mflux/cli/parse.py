@@ -36,7 +36,11 @@ def build_parser(command: Command) -> Parser:
 
 
 def metavar(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
-    return parse if parse.get("action") == "store_true" else {"metavar": flag.strip("-").upper().replace("-", "_"), **parse}
+    return (
+        parse
+        if parse.get("action") == "store_true"
+        else {"metavar": flag.strip("-").upper().replace("-", "_"), **parse}
+    )
 
 
 def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:

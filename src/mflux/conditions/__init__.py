@@ -1,7 +1,22 @@
-"""Editing and steering methods, one file each."""
+"""Editing and steering methods, one file each, imported when they are first named."""
 
-from mflux.conditions.fill import Fill
-from mflux.conditions.image_to_image import ImageToImage
-from mflux.conditions.inpaint import Inpaint
+from importlib import import_module
+from typing import Any
 
-__all__ = ["Fill", "ImageToImage", "Inpaint"]
+from mflux.engine.slots import ROOMS
+
+HOMES = {"Fill": "fill", "ImageToImage": "image_to_image", "Inpaint": "inpaint"}
+__all__ = sorted(HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module `mflux.conditions` has no `{name}`")
+    return getattr(import_module(f"mflux.conditions.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *HOMES])
+
+
+ROOMS.append((frozenset(HOMES), __getattr__))

@@ -12,19 +12,22 @@ import numpy as np
 from PIL import Image
 
 from mflux import runtime
-from mflux.engine import latents as latent_space
 from mflux.engine.denoise import integrate
+from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, pack_latents, unpack_latents
+from mflux.engine.latents import noise as start_noise_of
 from mflux.engine.network import Branch, GuidedVelocity, Network
 from mflux.engine.parts import Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, make_plan
-from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice
-from mflux.engine.slots import Hooks, Inputs, Plan, Prepared, Run, Stage, condition_named, merge
+from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice, check_number
+from mflux.engine.slots import Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
 from mflux.errors import UsageError
 from mflux.images.picture import from_pixels
+from mflux.weights.lora_files import find_lora
 from mflux.weights.resolve import ModelSource, resolve
 
 log = logging.getLogger("mflux")
+MAX_LORA_SCALE = 100
 PROMPTS_KEPT = 64  # encoded prompts that stay in memory
 
 
@@ -63,10 +66,9 @@ class Flux1:
         """model_config: alias, hub id or folder (or a ModelSource); the other arguments as in `from_name`."""
         if quantize is not None:
             check_choice("quantize", quantize, QUANTIZE)
-        if lora_paths or lora_scales:
-            raise UsageError("LoRA files are not supported yet", "leave them out", "lora_paths")
+        self.loras = paired(lora_paths or (), lora_scales or ())
         found = resolve(model_config, task, base_model) if isinstance(model_config, str) else model_config
-        self.parts = Parts(found, quantize)
+        self.parts = Parts(found, quantize, [(find_lora(path), scale) for path, scale in self.loras])
         self.quantize, self.base_model, self.vae_tiling, self.force = quantize, base_model, vae_tiling, force
         # Normal noise for the posteriors by role (`image`, `masked`), for comparisons with diffusers, which samples
         # them; without it, and for every user, a picture's latents are its posterior's mode.
@@ -84,7 +86,8 @@ class Flux1:
     ) -> "Flux1":
         """Open a model.  model_name: alias (`dev`, `schnell`, `tiny`, ...), hub id, or folder.
 
-        quantize: 3, 4, 5, 6 or 8 bits.  base_model: alias whose defaults a third-party model uses.
+        quantize: 3, 4, 5, 6 or 8 bits.  lora_paths: files in any layout, kept beside the weights; lora_scales: one
+        each, 1 if missing.  base_model: alias whose defaults a third-party model uses.
         Raises UsageError for an unknown name, ModelError for a model that is incomplete or cannot be downloaded.
         """
         return cls(model_name, quantize, lora_paths, lora_scales, base_model)
@@ -144,7 +147,7 @@ class Flux1:
         for first in range(0, len(seeds), size):
             group = seeds[first : first + size]
             noise = (
-                latent_space.noise(plan.request.config.noise, group, plan.height, plan.width)
+                start_noise_of(plan.request.config.noise, group, plan.height, plan.width)
                 if start_noise is None
                 else start_noise[first : first + size]
             )
@@ -165,6 +168,7 @@ class Flux1:
             config=config,
             quantize=self.quantize,
             base_model=self.base_model,
+            loras=self.loras,
             conditions=conditions,
             **rest,
         )
@@ -241,7 +245,7 @@ class Flux1:
 
     def _decode(self, plan: Plan, latents: mx.array) -> np.ndarray:
         """(1, S, 64) -> (1, H, W, 3) uint8.  One picture at a time: the autoencoder's memory grows with the batch."""
-        grid = latent_space.unpack_latents(latents, plan.height, plan.width)
+        grid = unpack_latents(latents, plan.height, plan.width)
         return from_pixels(np.array(self.parts.get("vae").decode(grid, plan.tiled).astype(mx.float32)))
 
     def _picture(
@@ -272,7 +276,17 @@ def image_as_condition(config: Config, conditions: tuple[Any, ...]) -> tuple[Con
         return config, conditions
     values = {"image": config.image_path, "image_strength": config.image_strength}
     rest = replace(config, image_path=None, image_strength=None)
-    return rest, (condition_named("ImageToImage", values), *conditions)
+    return rest, (condition_class("ImageToImage")(**values), *conditions)
+
+
+def paired(paths: Sequence[str], scales: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    """LoRA paths with their scales; missing ones are 1."""
+    if len(scales) > len(paths):
+        problem = f"there are {len(scales)} scales for {len(paths)} LoRAs"
+        raise UsageError(problem, "give one scale a LoRA, or fewer", "lora_scales")
+    for scale in scales:
+        check_number("lora_scales", scale, -MAX_LORA_SCALE, MAX_LORA_SCALE)
+    return tuple(zip(map(str, paths), [*scales, *[1.0] * (len(paths) - len(scales))], strict=True))
 
 
 def all_inputs(prepared: list[Prepared]) -> Inputs:
@@ -297,10 +311,10 @@ def check_latents(latents: mx.array | np.ndarray, plan: Plan) -> mx.array:
     """Start noise as packed tokens (B, S, 64), one for each seed.  Raises UsageError for another shape."""
     array = mx.array(latents).astype(mx.float32)
     batch, seeds = (array.shape[0] if array.ndim else 0), len(plan.request.seeds)
-    grid = (latent_space.LATENT_CHANNELS, plan.height // 8, plan.width // 8)
+    grid = (LATENT_CHANNELS, plan.height // 8, plan.width // 8)
     if array.shape[1:] == grid:
-        array = latent_space.pack_latents(array)
-    if array.shape != (seeds, plan.tokens, latent_space.TOKEN_CHANNELS) or batch != seeds:
+        array = pack_latents(array)
+    if array.shape != (seeds, plan.tokens, TOKEN_CHANNELS) or batch != seeds:
         raise UsageError(
             f"start noise of shape {tuple(array.shape)} does not fit {seeds} seeds of {plan.width} x {plan.height} px",
             f"give ({seeds}, {plan.tokens}, 64) or {(seeds, *grid)}",

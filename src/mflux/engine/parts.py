@@ -5,7 +5,10 @@ use and dropped after it: text encoders, transformer, autoencoder.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -16,26 +19,37 @@ from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
 from mflux.weights.files import BYTES, TensorInfo, tensors_in
-from mflux.weights.load import load_network, read_config
+from mflux.weights.load import KINDS, load_network, read_config
+from mflux.weights.lora_files import LoraFile, attach, read_lora
 from mflux.weights.resolve import NETWORKS, ModelSource
 
 PRECISION = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 STAYS_BELOW = 0.5  # share of the physical memory
+ADAPTABLE = ("transformer", "text_encoder", "text_encoder_2")  # parts that a LoRA can change
 QUANTIZED_OVERHEAD_BITS = 1.0  # scale and bias of a group of 64: two 32-bit numbers
 
 
 class Parts:
     """The networks, tokenizers and schedule of one model, loaded on first use."""
 
-    def __init__(self, source: ModelSource, bits: int | None = None):
-        self.source, self.bits = source, bits
+    def __init__(self, source: ModelSource, bits: int | None = None, loras: Sequence[tuple[Path, float]] = ()):
+        self.source, self.bits, self.loras = source, bits, loras
         self._networks: dict[str, Any] = {}
         self._precision: str | None = None
         self._bytes: dict[tuple[str, str | None], int] = {}
 
     @cached_property
     def transformer_config(self) -> TransformerConfig:
-        return read_config("transformer", self.source.folders["transformer"])
+        config = read_config("transformer", self.source.folders["transformer"])
+        return replace(
+            config, in_channels=max(config.in_channels, *(file.input_channels for file in self.lora_files), 0)
+        )
+
+    @cached_property
+    def lora_files(self) -> list[LoraFile]:
+        """The LoRAs, checked against networks that are built but not loaded."""
+        parts = {part: KINDS[part].build(read_config(part, self.source.folders[part])) for part in ADAPTABLE}
+        return [read_lora(path, scale, parts) for path, scale in self.loras]
 
     @cached_property
     def vae_config(self) -> VaeConfig:
@@ -75,7 +89,9 @@ class Parts:
         """A network, loaded if it is not there."""
         if part not in self._networks:
             dtype = PRECISION[self._precision] if self._precision else None
-            self._networks[part] = load_network(part, self.source.folders[part], dtype, self.bits)
+            network = load_network(part, self.source.folders[part], dtype, self.bits)
+            attach(self.lora_files, {part: network})
+            self._networks[part] = network
         return self._networks[part]
 
     def release(self, *parts: str) -> None:

@@ -122,6 +122,7 @@ class Request:
     negative_prompt_2: str | None = None
     quantize: int | None = None
     base_model: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()  # paths with their scales
     conditions: tuple[Any, ...] = ()  # Condition; not imported here, so that usage errors stay cheap
 
     def __post_init__(self) -> None:
@@ -150,4 +151,6 @@ class Request:
             if (value := getattr(self, name)) is not None
         }
         conditions = [condition.to_json() for condition in self.conditions]
+        if self.loras:
+            plain["loras"] = [list(each) for each in self.loras]
         return plain | {"seeds": list(self.seeds), "config": self.config.to_json(), "conditions": conditions}

@@ -25,7 +25,8 @@ from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import JointView, Residuals, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS, Row
 
-REGISTRY: dict[str, type["Condition"]] = {}  # conditions import the engine, so the engine knows them by name only
+# Names of conditions and how to find their classes: conditions import the engine, so the engine asks by name only.
+ROOMS: list[tuple[frozenset[str], Callable[[str], type["Condition"]]]] = []
 PICTURE = {"picture": True}  # metadata of a field that holds a picture: a path, a PIL image or a uint8 array
 
 
@@ -184,10 +185,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Condition:
-    """One editing or steering method, as the user asked for it.  Each class registers under its name."""
-
-    def __init_subclass__(cls) -> None:
-        REGISTRY[cls.__name__] = cls
+    """One editing or steering method, as the user asked for it."""
 
     def plan(self, draft: Draft) -> Draft:
         return draft
@@ -207,21 +205,21 @@ class Condition:
         return values
 
 
-def condition_named(name: str, values: Mapping[str, Any]) -> Condition:
-    """A condition by its class name.  Raises UsageError for one that is unknown."""
-    if name not in REGISTRY:
-        raise UsageError(f"unknown condition `{name}`", f"known: {', '.join(sorted(REGISTRY))}")
-    return REGISTRY[name](**values)
+def condition_class(name: str) -> type[Condition]:
+    """The class of a condition.  Raises UsageError for one that is unknown."""
+    for names, find in ROOMS:
+        if name in names:
+            return find(name)
+    known = sorted(each for names, _ in ROOMS for each in names)
+    raise UsageError(f"unknown condition `{name}`", f"known: {', '.join(known)}")
 
 
 def condition_from_json(value: Mapping[str, Any]) -> Condition:
     """The condition that `to_json` described.  Raises UsageError for one that is unknown or whose pictures changed."""
     rest = {**value}
-    name = rest.pop("condition")
-    pictures = (
-        {each.name for each in fields(REGISTRY[name]) if each.metadata.get("picture")} if name in REGISTRY else ()
-    )
-    return condition_named(name, {key: described(each, key) if key in pictures else each for key, each in rest.items()})
+    kind = condition_class(rest.pop("condition"))
+    pictures = {each.name for each in fields(kind) if each.metadata.get("picture")}
+    return kind(**{key: described(each, key) if key in pictures else each for key, each in rest.items()})
 
 
 def request_from_json(value: Mapping[str, Any]) -> Request:
@@ -230,6 +228,7 @@ def request_from_json(value: Mapping[str, Any]) -> Request:
         rest = {**value}
         conditions = tuple(condition_from_json(each) for each in rest.pop("conditions", []))
         config = Config(**rest.pop("config", {}))
+        rest["loras"] = tuple((path, scale) for path, scale in rest.pop("loras", []))
         return Request(config=config, seeds=tuple(rest.pop("seeds")), conditions=conditions, **rest)
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"this is no request of mflux ({error})", "was the metadata edited by hand?") from None

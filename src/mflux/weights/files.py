@@ -51,8 +51,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, checked against the file's size."""
+def raw_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file as JSON, and how many bytes follow it."""
     try:
         with path.open("rb") as file:
             total = file.seek(0, 2)
@@ -68,8 +68,20 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise ModelError(f"`{path}` has a damaged header", DAMAGED) from None
     if not isinstance(header, dict):
         raise ModelError(f"`{path}` has a damaged header", DAMAGED)
+    return header, total - 8 - length
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, checked against the file's size."""
+    header, room = raw_header(path)
     header.pop("__metadata__", None)
-    return {name: check_entry(path, name, entry, total - 8 - length) for name, entry in header.items()}
+    return {name: check_entry(path, name, entry, room) for name, entry in header.items()}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The free-form metadata in a safetensors header."""
+    metadata = raw_header(path)[0].get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def check_entry(path: Path, name: str, entry: Any, room: int) -> TensorInfo:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mflux.errors import ModelError, UsageError
-from mflux.weights import catalog
-from mflux.weights.catalog import BUILT_IN, Row
+from mflux.weights.catalog import BUILT_IN, BY_NAME, TASK_CHANNELS, Row, by_repo, find, nearest, require
 from mflux.weights.files import read_json
 
 NETWORKS = ("transformer", "text_encoder", "text_encoder_2", "vae")
@@ -32,8 +31,8 @@ def resolve(name: str, task: str = "base", base_model: str | None = None) -> Mod
     base_model: the alias whose defaults a third-party model uses.  Raises UsageError for a name that means nothing,
     ModelError for a model that is incomplete or cannot be downloaded.
     """
-    given = catalog.require(base_model, "base_model") if base_model else None
-    row = catalog.find(name, task)
+    given = require(base_model, "base_model") if base_model else None
+    row = find(name, task)
     if row and row.folder:
         return built_in(row)
     folder = Path(name).expanduser()
@@ -46,15 +45,15 @@ def resolve(name: str, task: str = "base", base_model: str | None = None) -> Mod
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or not all(name.split("/")):
         looks_like_path = os.sep in name
         problem = f"there is no folder `{name}`" if looks_like_path else f"unknown model `{name}`"
-        raise UsageError(problem, catalog.nearest(name), "model")
-    return in_folder(name, given or catalog.by_repo(name), download(name))
+        raise UsageError(problem, nearest(name), "model")
+    return in_folder(name, given or by_repo(name), download(name))
 
 
 def built_in(row: Row) -> ModelSource:
     """A model that ships inside the package."""
     folders = {part: BUILT_IN / row.folder / part for part in PARTS}
     if row.companion:
-        companion = BUILT_IN / catalog.BY_NAME[row.companion].folder
+        companion = BUILT_IN / BY_NAME[row.companion].folder
         folders = {part: path if path.is_dir() else companion / part for part, path in folders.items()}
     return ModelSource(row.name, row, folders)
 
@@ -75,11 +74,11 @@ def in_folder(name: str, row: Row | None, folder: Path) -> ModelSource:
 def guess_row(transformer: Path) -> Row:
     """The row whose defaults fit a transformer, by its input channels and guidance embedding."""
     config = read_json(transformer / "config.json")
-    if config.get("in_channels") == catalog.TASK_CHANNELS["fill"]:
-        return catalog.BY_NAME["fill"]
-    if config.get("in_channels") == catalog.TASK_CHANNELS["depth"]:
-        return catalog.BY_NAME["depth"]
-    return catalog.BY_NAME["dev" if config.get("guidance_embeds") else "schnell"]
+    if config.get("in_channels") == TASK_CHANNELS["fill"]:
+        return BY_NAME["fill"]
+    if config.get("in_channels") == TASK_CHANNELS["depth"]:
+        return BY_NAME["depth"]
+    return BY_NAME["dev" if config.get("guidance_embeds") else "schnell"]
 
 
 def download(repo: str) -> Path:

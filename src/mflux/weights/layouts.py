@@ -1,0 +1,124 @@
+"""How other layouts call our modules, as tables.  Source: the published checkpoints and adapter files.
+
+A table is plain text, one line a module: `theirs -> ours [ours ...] [: op]`.  {i} stands for a block number.  Several
+names of ours: the file keeps these fused, rows in this order.  Op `swap_halves`: first and second half of the rows are
+exchanged.  Our names are diffusers'.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """Where one of their modules goes."""
+
+    ours: tuple[str, ...]
+    op: str = "copy"
+
+
+def read_table(text: str) -> dict[str, Rule]:
+    """Their names -> rules, {i} still in both."""
+    rules = {}
+    for line in filter(str.strip, text.splitlines()):
+        theirs, _, rest = line.partition("->")
+        ours, _, op = rest.partition(":")
+        rules[theirs.strip()] = Rule(tuple(ours.split()), op.strip() or "copy")
+    return rules
+
+
+def numbered(table: dict[str, Rule], blocks: int) -> dict[str, Rule]:
+    """The table with its {i} filled in by 0..blocks - 1."""
+    return {
+        theirs.format(i=i): Rule(tuple(name.format(i=i) for name in rule.ours), rule.op)
+        for theirs, rule in table.items()
+        for i in (range(blocks) if "{i}" in theirs else (0,))
+    }
+
+
+def spellings(modules: Iterable[str], *tables: dict[str, Rule]) -> dict[str, Rule]:
+    """Every spelling of a network's modules -> rule: their own names, those of the tables, and both with underscores.
+
+    A spelling whose modules the network lacks is left out, so that a file for a deeper network is noticed.
+    """
+    names = set(modules)
+    blocks = 1 + max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=0)
+    found = {name: Rule((name,)) for name in names}
+    for table in tables:
+        found |= {
+            theirs: rule for theirs, rule in numbered(table, blocks).items() if all(ours in names for ours in rule.ours)
+        }
+    return found | {name.replace(".", "_"): rule for name, rule in found.items()}
+
+
+# Black Forest Labs' own names; also ComfyUI's, kohya's (with underscores), ai-toolkit's and fal's.
+BFL = read_table("""
+    img_in -> x_embedder
+    txt_in -> context_embedder
+    time_in.in_layer -> time_text_embed.timestep_embedder.linear_1
+    time_in.out_layer -> time_text_embed.timestep_embedder.linear_2
+    guidance_in.in_layer -> time_text_embed.guidance_embedder.linear_1
+    guidance_in.out_layer -> time_text_embed.guidance_embedder.linear_2
+    vector_in.in_layer -> time_text_embed.text_embedder.linear_1
+    vector_in.out_layer -> time_text_embed.text_embedder.linear_2
+    final_layer.linear -> proj_out
+    final_layer.adaLN_modulation.1 -> norm_out.linear : swap_halves
+    double_blocks.{i}.img_mod.lin -> transformer_blocks.{i}.norm1.linear
+    double_blocks.{i}.txt_mod.lin -> transformer_blocks.{i}.norm1_context.linear
+    double_blocks.{i}.img_attn.qkv -> transformer_blocks.{i}.attn.to_q transformer_blocks.{i}.attn.to_k transformer_blocks.{i}.attn.to_v
+    double_blocks.{i}.txt_attn.qkv -> transformer_blocks.{i}.attn.add_q_proj transformer_blocks.{i}.attn.add_k_proj transformer_blocks.{i}.attn.add_v_proj
+    double_blocks.{i}.img_attn.proj -> transformer_blocks.{i}.attn.to_out.0
+    double_blocks.{i}.txt_attn.proj -> transformer_blocks.{i}.attn.to_add_out
+    double_blocks.{i}.img_attn.norm.query_norm -> transformer_blocks.{i}.attn.norm_q
+    double_blocks.{i}.img_attn.norm.key_norm -> transformer_blocks.{i}.attn.norm_k
+    double_blocks.{i}.txt_attn.norm.query_norm -> transformer_blocks.{i}.attn.norm_added_q
+    double_blocks.{i}.txt_attn.norm.key_norm -> transformer_blocks.{i}.attn.norm_added_k
+    double_blocks.{i}.img_mlp.0 -> transformer_blocks.{i}.ff.net.0.proj
+    double_blocks.{i}.img_mlp.2 -> transformer_blocks.{i}.ff.net.2
+    double_blocks.{i}.txt_mlp.0 -> transformer_blocks.{i}.ff_context.net.0.proj
+    double_blocks.{i}.txt_mlp.2 -> transformer_blocks.{i}.ff_context.net.2
+    single_blocks.{i}.modulation.lin -> single_transformer_blocks.{i}.norm.linear
+    single_blocks.{i}.linear1 -> single_transformer_blocks.{i}.attn.to_q single_transformer_blocks.{i}.attn.to_k single_transformer_blocks.{i}.attn.to_v single_transformer_blocks.{i}.proj_mlp
+    single_blocks.{i}.linear2 -> single_transformer_blocks.{i}.proj_out
+    single_blocks.{i}.norm.query_norm -> single_transformer_blocks.{i}.attn.norm_q
+    single_blocks.{i}.norm.key_norm -> single_transformer_blocks.{i}.attn.norm_k
+""")  # noqa: E501
+
+# XLabs' adapters.
+XLABS = read_table("""
+    double_blocks.{i}.processor.qkv_lora1 -> transformer_blocks.{i}.attn.to_q transformer_blocks.{i}.attn.to_k transformer_blocks.{i}.attn.to_v
+    double_blocks.{i}.processor.qkv_lora2 -> transformer_blocks.{i}.attn.add_q_proj transformer_blocks.{i}.attn.add_k_proj transformer_blocks.{i}.attn.add_v_proj
+    double_blocks.{i}.processor.proj_lora1 -> transformer_blocks.{i}.attn.to_out.0
+    double_blocks.{i}.processor.proj_lora2 -> transformer_blocks.{i}.attn.to_add_out
+    single_blocks.{i}.processor.qkv_lora -> single_transformer_blocks.{i}.attn.to_q single_transformer_blocks.{i}.attn.to_k single_transformer_blocks.{i}.attn.to_v
+    single_blocks.{i}.processor.proj_lora -> single_transformer_blocks.{i}.proj_out
+""")  # noqa: E501
+
+# mflux 0.9's names, where they differ from diffusers'; old diffusers files call the output projection `to_out`.
+MFLUX = read_table("""
+    transformer_blocks.{i}.ff.linear1 -> transformer_blocks.{i}.ff.net.0.proj
+    transformer_blocks.{i}.ff.linear2 -> transformer_blocks.{i}.ff.net.2
+    transformer_blocks.{i}.ff_context.linear1 -> transformer_blocks.{i}.ff_context.net.0.proj
+    transformer_blocks.{i}.ff_context.linear2 -> transformer_blocks.{i}.ff_context.net.2
+    transformer_blocks.{i}.attn.to_out -> transformer_blocks.{i}.attn.to_out.0
+""")
+
+# Prefixes of adapter files -> the part of the model.
+PREFIXES = {
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.t5xxl.transformer.": "text_encoder_2",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoder.": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_2",
+    "base_model.model.transformer.": "transformer",
+    "base_model.model.": "transformer",
+    "model.diffusion_model.": "transformer",
+    "diffusion_model.": "transformer",
+    "transformer.": "transformer",
+    "lora_transformer_": "transformer",
+    "lora_unet_": "transformer",
+    "lycoris__": "transformer",
+    "lycoris_": "transformer",
+}
