@@ -1,6 +1,7 @@
 """Noise levels, against diffusers 0.42.1's FlowMatchEulerDiscreteScheduler; first steps, against its get_timesteps."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -34,11 +35,11 @@ def test_own_levels_are_shifted_like_the_even_ones():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 1000])
-@pytest.mark.parametrize("tokens", [1, 64, 4096, 1024 * 1024])
+@pytest.mark.parametrize("tokens", [1, 64, 4096, 16384])
 def test_levels_fall_from_noise_to_picture(steps, tokens):
     sigmas = Schedule().sigmas(steps, tokens)
     assert len(sigmas) == steps + 1 and sigmas[0] == 1 and sigmas[-1] == 0
-    assert all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    assert all(a > b for a, b in pairwise(sigmas))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""The table of commands: each flag has a reader, and help costs nothing."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from inspect import signature
+
+import pytest
+
+from mflux import Config, Flux1, conditions
+from mflux.cli.commands import BY_NAME, COMMANDS
+from mflux.cli.main import Run
+from mflux.engine.request import Request
+
+READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1}
+HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
+
+
+def readable(name: str) -> set[str]:
+    reader = READERS.get(name) or getattr(conditions, name)
+    return set(signature(reader).parameters) if reader is Flux1 else {each.name for each in fields(reader)}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_each_flag_is_read_by_the_class_it_names(command):
+    for option in command.options:
+        for reads in option.reads.split():
+            owner, field = reads.split(".")
+            assert field in readable(owner), f"nobody reads {option.flags}"
+            assert field == option.name
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_no_flag_is_there_twice(command):
+    flags = [flag for option in command.options for flag in option.flags.split()]
+    assert len(flags) == len(set(flags))
+    assert len({option.name for option in command.options}) == len(command.options)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (
+            "mflux-generate",
+            "--prompt --prompt-file --negative-prompt --true-cfg --model --path --output --seed --auto-seeds --height "
+            "--width --steps --guidance --quantize --image-path --image-strength --mask-path --vae-tiling "
+            "--max-sequence-length --noise --batch-size --metadata --no-metadata",
+        ),
+        ("mflux-generate-fill", "--prompt --model --image-path --masked-image-path --mask-path --no-composite --seed"),
+    ],
+)
+def test_the_flags_of_the_contract_are_there(command, flags):
+    known = {flag for option in BY_NAME[command].options for flag in option.flags.split()}
+    assert set(flags.split()) <= known
+
+
+@pytest.mark.parametrize("command", BY_NAME)
+def test_help_lists_every_flag_and_imports_nothing_heavy(command):
+    code = (
+        "import sys; from mflux.cli.main import main; from mflux.cli.commands import BY_NAME\n"
+        f"try: main(BY_NAME[{command!r}], ['--help'])\n"
+        f"finally: print('HEAVY', *(name for name in {HEAVY} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("HEAVY\n") and done.stderr == ""
+    for option in BY_NAME[command].options:
+        assert all(flag in done.stdout for flag in option.flags.split())

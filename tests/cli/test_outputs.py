@@ -1,0 +1,228 @@
+"""What commands write and say when all is well, and when they are stopped."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import piexif
+import pytest
+from PIL import Image
+
+from mflux.images.metadata import read_metadata
+
+GENERATE = "import sys; from mflux.cli.main import generate; sys.exit(generate())"
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    def feed(raw: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+
+    return feed
+
+
+def seeds(dev, *more):
+    """The flags of the quickest picture with other seeds."""
+    at = dev.index("--seed")
+    return (*dev[:at], *dev[at + 2 :], "--seed", *map(str, more))
+
+
+def start(dev, folder, *more, **options):
+    words = [sys.executable, "-c", GENERATE, *dev, *map(str, more)]
+    return subprocess.Popen(words, cwd=folder, stdout=-1, stderr=-1, text=True, **options)
+
+
+def test_one_picture_is_one_line(cli, dev):
+    outcome = cli(*dev)
+    assert (outcome.code, outcome.out, outcome.files) == (0, "image.png\n", {"image.png"})
+
+
+def test_several_seeds_give_several_names(cli, dev):
+    outcome = cli(*seeds(dev, 3, 2**64 - 1), "--output", "fox.png")
+    assert outcome.out.split() == ["fox_seed_3.png", f"fox_seed_{2**64 - 1}.png"]
+    assert outcome.files == set(outcome.out.split())
+    assert [read_metadata(name)["seed"] for name in outcome.out.split()] == [3, 2**64 - 1]
+
+
+def test_seeds_add_up_over_repeated_flags(cli, dev):
+    assert cli(*dev, "--seed", "2", "3").out.split() == ["image_seed_1.png", "image_seed_2.png", "image_seed_3.png"]
+
+
+def test_a_placeholder_takes_the_seed(cli, dev):
+    assert cli(*dev, "--output", "deep/{seed}/fox-{seed}.jpg").out == "deep/1/fox-1.jpg\n"
+
+
+def test_auto_seeds_draw_so_many_different_pictures(cli, dev):
+    outcome = cli(*seeds(dev)[:-1], "--auto-seeds", "3")
+    drawn = [read_metadata(name)["seed"] for name in outcome.out.split()]
+    assert len(set(drawn)) == 3
+
+
+def test_the_same_seed_twice_overwrites_nothing(cli, dev):
+    assert cli(*seeds(dev, 5, 5)).out.split() == ["image_seed_5.png", "image_seed_5_1.png"]
+
+
+def test_nothing_is_ever_overwritten(cli, dev):
+    Path("image.png").write_bytes(b"mine")
+    assert [cli(*dev).out for _ in range(2)] == ["image_1.png\n", "image_2.png\n"]
+    assert Path("image.png").read_bytes() == b"mine"
+
+
+def test_batches_of_any_size_draw_the_same(cli, dev):
+    names = cli(*seeds(dev, 1, 2, 3), "--output", "together.png").out.split()
+    alone = cli(*seeds(dev, 1, 2, 3), "--batch-size", "1", "--output", "alone.png").out.split()
+    for one, other in zip(names, alone, strict=True):
+        assert np.abs(np.asarray(Image.open(one), int) - np.asarray(Image.open(other), int)).max() <= 1
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_the_ending_chooses_the_format(cli, dev, ending, kind):
+    name = cli(*dev, "--output", f"fox.{ending}").out.strip()
+    with Image.open(name) as image:
+        assert (image.format, image.size) == (kind, (16, 16))
+    assert read_metadata(name)["prompt"] == "a red fox"
+
+
+def test_the_metadata_says_what_was_asked_for(cli, dev):
+    words = ["ein Füchslein 🦊" if word == "a red fox" else word for word in dev]
+    name = cli(*words, "--guidance", "2.5", "--noise", "torch", "--quantize", "8").out.strip()
+    comment = piexif.load(Image.open(name).info["exif"])["Exif"][piexif.ExifIFD.UserComment]
+    assert comment.startswith(b"ASCII\0\0\0") and rb"F\u00fcchslein \ud83e\udd8a" in comment
+    value = json.loads(comment[8:])
+    wanted = {
+        "prompt": "ein Füchslein 🦊",
+        "seed": 1,
+        "steps": 1,
+        "guidance": 2.5,
+        "height": 16,
+        "width": 16,
+        "quantize": 8,
+    }
+    assert wanted.items() <= value.items()
+    assert {"mflux_version", "model", "generation_time_seconds", "created_at", "negative_prompt"} <= set(value)
+    assert value["request"]["seeds"] == [1] and value["request"]["config"]["noise"] == "torch"
+
+
+def test_the_side_file_is_the_same_metadata_and_is_named_on_stdout(cli, dev):
+    outcome = cli(*dev, "--metadata", "--output", "fox.png")
+    assert outcome.out.split() == ["fox.png", "fox.json"] and outcome.files == {"fox.png", "fox.json"}
+    assert json.loads(Path("fox.json").read_text()) == read_metadata("fox.png")
+
+
+def test_no_metadata_leaves_none(cli, dev):
+    assert cli(*dev, "--no-metadata").files == {"image.png"}
+    assert read_metadata("image.png") is None
+
+
+def test_a_prompt_from_stdin_is_used_for_every_seed(cli, dev, stdin):
+    stdin("eine Füchsin\nim Schnee\n".encode())
+    words = ["-" if word == "a red fox" else word for word in seeds(dev, 1, 2)]
+    assert [read_metadata(name)["prompt"] for name in cli(*words).out.split()] == ["eine Füchsin\nim Schnee"] * 2
+
+
+@pytest.mark.parametrize("raw", [b"", b"\n", b"\xff", b"a\0"])
+def test_a_stdin_without_a_prompt_is_refused(refused, dev, stdin, raw):
+    stdin(raw)
+    error, _ = refused(*["-" if word == "a red fox" else word for word in dev])
+    assert error.startswith("`--prompt`: stdin is ")
+
+
+def test_a_closed_stdin_is_refused(refused, dev, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    refused(*["-" if word == "a red fox" else word for word in dev])
+
+
+def test_a_prompt_file_is_read_again_before_each_picture(dev, tmp_path):
+    words = [word for word in seeds(dev, *range(30)) if word not in ("--prompt", "a red fox")]
+    file = tmp_path / "prompt.txt"
+    file.write_text("first")
+    process = start(words, tmp_path, "--prompt-file", file)
+    assert process.stdout.readline() == "image_seed_0.png\n"
+    file.write_text("second")
+    process.communicate()
+    drawn = [read_metadata(tmp_path / f"image_seed_{seed}.png")["prompt"] for seed in range(30)]
+    assert (drawn[0], drawn[-1]) == ("first", "second")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="needs /dev/fd")
+def test_a_prompt_file_that_can_be_read_only_once_draws_one_picture(dev, tmp_path):
+    words = [word for word in dev if word not in ("--prompt", "a red fox")]
+    out, into = os.pipe()
+    os.write(into, b"a fox from a pipe")
+    os.close(into)
+    process = start(words, tmp_path, "--prompt-file", f"/dev/fd/{out}", pass_fds=[out])
+    assert process.communicate()[0] == "image.png\n"
+    assert read_metadata(tmp_path / "image.png")["prompt"] == "a fox from a pipe"
+
+
+def test_a_prompt_of_undecodable_bytes_draws(cli, dev):
+    words = ["\udcff\udcfe" if word == "a red fox" else word for word in dev]
+    outcome = cli(*words, "--metadata")
+    assert outcome.code == 0 and read_metadata("image.png")["prompt"] == "\udcff\udcfe"
+
+
+def test_ctrl_c_gives_130_and_keeps_the_finished_pictures(dev, tmp_path):
+    process = start(seeds(dev, *range(2000)), tmp_path, "--batch-size", "1")
+    assert process.stdout.readline() == "image_seed_0.png\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err and "interrupted; finished pictures are kept" in err
+    named = {"image_seed_0.png", *out.split()}
+    assert {path.name for path in tmp_path.glob("*")} - {"work"} >= named
+    assert not list(tmp_path.glob(".*"))
+    for name in named:
+        Image.open(tmp_path / name).load()
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(dev, tmp_path):
+    process = start(seeds(dev, *range(50)), tmp_path, "--batch-size", "1")
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(30) != 0 and "Traceback" not in err and "unexpected" not in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_stdout_that_takes_nothing_is_said_plainly(dev, tmp_path):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-c", GENERATE, *dev]
+        done = subprocess.run(words, cwd=tmp_path, stdout=full, stderr=-1, text=True)
+    assert done.returncode == 1 and "unexpected" not in done.stderr and "error: " in done.stderr
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_a_closed_stream_is_no_reason_to_fail(dev, tmp_path, stream):
+    command = f'"$0" -c "$1" "${{@:2}}" {stream}>&-'
+    done = subprocess.run(["bash", "-c", command, sys.executable, GENERATE, *dev], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done
+    assert (tmp_path / "image.png").is_file()
+
+
+def test_an_ascii_terminal_is_no_reason_to_fail(dev, tmp_path):
+    process = start(dev, tmp_path, "--output", "Füchslein.png", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+
+
+def test_flags_that_a_run_does_not_use_are_noted(cli, dev, tmp_path):
+    (tmp_path / "prompt.txt").write_text("fox")
+    file = [word for word in dev if word not in ("--prompt", "a red fox")]
+    for flag, words in {
+        "--auto-seeds": (*dev, "--auto-seeds", "3"),
+        "--batch-size": (*file, "--prompt-file", tmp_path / "prompt.txt", "--batch-size", "2"),
+        "negative prompt": (*dev, "--negative-prompt", "snow", "--true-cfg", "1"),
+    }.items():
+        assert flag in cli(*words).words, flag
+
+
+def test_help_answers_fast():
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", GENERATE, "--help"], capture_output=True, check=True)
+    assert time.perf_counter() - started < 3  # measured: 0.15 s
