@@ -18,7 +18,7 @@ from clock import WORK, log
 from diffusers import AutoencoderKL
 from train_vae import VAE_FOLDER
 from vocabulary import CLIP_FOLDER, T5_FOLDER, load_clip, load_t5
-from world import COLORS, SHAPES, SIDE, Scene, coverage, draw, sample_scene
+from world import BACKGROUNDS, COLORS, SHAPES, SIDE, Scene, coverage, draw, sample_scene
 
 CAPTIONS_PER_SCENE = 4
 LATENTS_FILE = WORK / "latents.pt"
@@ -31,8 +31,8 @@ class Latents:
     """Everything that training reads. N scenes, 64 tokens each.
 
     latents (N, 64, 64) float16 · t5_ids (N, 4, 32) uint8 · clip_ids (N, 4, 32) int16 · placed (N, 4) bool: the caption
-    says where · shapes, colors (N, 64) uint8: what a token shows, 0 = background · fine (N, 64, 16) uint8: how much of
-    each 4 x 4 px the objects cover, of 255.
+    says where · shapes (N, 64) uint8: what a token shows, 0 = background · colors (N, 64) uint8: 1 + object's colour, or
+    9 + background · fine (N, 64, 16) uint8: how much of each 4 x 4 px the objects cover, of 255.
     """
 
     latents: torch.Tensor
@@ -86,7 +86,8 @@ class Codec:
 
 def token_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shapes (64,), colors (64,) and fine coverage (64, 16) of a scene's tokens."""
-    shapes, colors = np.zeros(TOKENS, np.uint8), np.zeros(TOKENS, np.uint8)
+    shapes = np.zeros(TOKENS, np.uint8)
+    colors = np.full(TOKENS, 1 + len(COLORS) + list(BACKGROUNDS).index(scene.background), np.uint8)
     fine = np.zeros((TOKENS, 16), np.uint8)
     side = SIDE // 16
     for thing in scene.things:

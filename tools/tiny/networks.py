@@ -13,11 +13,12 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from vocabulary import CLIP_FOLDER, CLIP_LENGTH, load_clip, t5_pieces
-from world import COLORS, SHAPES
+from world import BACKGROUNDS, COLORS, SHAPES
 
 WIDTH = 128
 IN_CHANNELS = 64
 GLIMPSE_AFTER = 2  # single blocks; the head reads the image tokens there
+GLIMPSE_SIZES = (1 + len(SHAPES), 1 + len(COLORS) + len(BACKGROUNDS), 16)  # as labelled in `latents.py`
 PARTS = ("transformer", "text_encoder", "text_encoder_2")
 
 
@@ -40,7 +41,7 @@ class Networks(nn.Module):
         )
         self.text_encoder = CLIPTextModel(_clip_config())
         self.text_encoder_2 = T5EncoderModel(_t5_config())
-        self.glimpse = nn.Linear(WIDTH, 1 + len(SHAPES) + 1 + len(COLORS) + 16)
+        self.glimpse = nn.Linear(WIDTH, sum(GLIMPSE_SIZES))
         _start_at_zero(self.transformer)
 
     def describe(self, t5_ids: Tensor, clip_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +67,9 @@ class Networks(nn.Module):
         return net.proj_out(net.norm_out(image, condition)), middle
 
     def glimpse_logits(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of shape (B, S, 7), colour (B, S, 9) and fine coverage (B, S, 16) for each image token."""
+        """Logits of shape (B, S, 7), colour (B, S, 15) and fine coverage (B, S, 16) for each image token."""
         seen = self.glimpse(F.layer_norm(middle, (WIDTH,)))
-        return seen.split([1 + len(SHAPES), 1 + len(COLORS), 16], dim=-1)
+        return seen.split(GLIMPSE_SIZES, dim=-1)
 
     @classmethod
     def from_folders(cls, base: Path, transformer: Path) -> Networks:

@@ -1,0 +1,103 @@
+"""What one training step sees: scenes, captions, weights, times and guidance, all at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from latents import Latents
+from torch import Tensor
+
+GUIDANCE_LOW, GUIDANCE_HIGH = 1.0, 60.0
+PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
+DROPPED = 0.1
+TIME_MEAN, NOISY_SHARE = 0.4, 0.2
+
+
+@dataclass
+class Batch:
+    """B pictures: clean (B, 64, 64), extra (B, 64, 0 or 320), ids (B, T), what tokens show, loss weights (B, 64)."""
+
+    clean: Tensor
+    extra: Tensor
+    t5_ids: Tensor
+    clip_ids: Tensor
+    shapes: Tensor
+    colors: Tensor
+    fine: Tensor
+    weights: Tensor
+
+
+def draw_batch(data: Latents, size: int) -> Batch:
+    """Random scenes, each under a random one of its captions."""
+    rows = torch.randint(len(data.latents), (size,))
+    told = torch.randint(data.t5_ids.shape[1], (size,))
+    shapes = data.shapes[rows].long()
+    weights = object_weights(shapes > 0, data.placed[rows, told])
+    clean = data.latents[rows].float()
+    return Batch(
+        clean,
+        clean[..., :0],
+        data.t5_ids[rows, told].long(),
+        data.clip_ids[rows, told].long(),
+        shapes,
+        data.colors[rows].long(),
+        data.fine[rows].float() / 255,
+        weights,
+    )
+
+
+def fill_batch(data: dict[str, Tensor], size: int) -> Batch:
+    """Random scenes with their holes; tokens in the hole count four times."""
+    rows = torch.randint(len(data["clean"]), (size,))
+    told = torch.randint(data["t5_ids"].shape[1], (size,))
+    mask = data["mask"][rows].float()
+    return Batch(
+        data["clean"][rows].float(),
+        torch.cat([data["masked"][rows].float(), mask], dim=2),
+        data["t5_ids"][rows, told].long(),
+        data["clip_ids"][rows, told].long(),
+        data["shapes"][rows].long(),
+        data["colors"][rows].long(),
+        data["fine"][rows].float() / 255,
+        1 + 3 * mask.mean(dim=2),
+    )
+
+
+def object_weights(objects: Tensor, placed: Tensor) -> Tensor:
+    """3 to 5 for tokens at objects (small objects more), 1 elsewhere and where the caption does not say where.
+
+    objects (B, 64) bool, placed (B,) bool -> (B, 64).
+    """
+    near = F.max_pool2d(objects.float().view(-1, 1, 8, 8), 3, stride=1, padding=1).flatten(1)
+    strength = (72 / near.sum(dim=1, keepdim=True).clamp(min=1)).clamp(2, 4)
+    return 1 + near * strength * placed[:, None]
+
+
+def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor]) -> None:
+    """Both texts become "" in some rows, so that true CFG and negative prompts work."""
+    dropped = torch.rand(len(batch.clean)) < DROPPED
+    batch.t5_ids[dropped], batch.clip_ids[dropped] = empty
+    batch.weights[dropped] = 1.0
+
+
+def repad(ids: Tensor, length: int) -> Tensor:
+    """T5 ids with another number of pads (0); FLUX never masks them, so each length must be met in training."""
+    return ids[:, :length] if length <= ids.shape[1] else F.pad(ids, (0, length - ids.shape[1]))
+
+
+def random_times(size: int) -> Tensor:
+    """Mostly in the middle; a fifth near pure noise, where the words alone decide and two of eight steps are made."""
+    middle = torch.sigmoid(torch.randn(size) + TIME_MEAN)
+    return torch.where(torch.rand(size) < NOISY_SHARE, 1 - 0.15 * torch.rand(size), middle)
+
+
+def random_guidance(size: int) -> Tensor:
+    """Log-uniform over all values that commands use."""
+    ratio = torch.tensor(GUIDANCE_HIGH / GUIDANCE_LOW)
+    return GUIDANCE_LOW * torch.exp(torch.rand(size) * ratio.log())
+
+
+def random_length() -> int:
+    return PAD_LENGTHS[int(torch.multinomial(torch.tensor(PAD_SHARES), 1))]
