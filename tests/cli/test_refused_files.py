@@ -104,9 +104,8 @@ def test_a_picture_that_no_memory_holds_is_refused_with_both_numbers(refused, bl
 
 
 def test_a_batch_that_no_memory_holds_is_refused(refused, blind):
-    flags = ("--height", "2048", "--width", "2048", "--auto-seeds", "1000", "--batch-size", "1000")
-    words = [word for word in blind("dev") if word not in ("--seed", "1")] + ["--steps", "1"]
-    error, _ = refused(*words, *flags)
+    size = ("--height", "4096", "--width", "4096")
+    error, _ = refused(*blind("dev"), *size, "--batch-size", "1000", "--seed", *map(str, range(1000)))
     assert " needs about " in error
 
 

@@ -198,7 +198,7 @@ def test_a_folder_without_the_right_to_write_is_refused(refused, tmp_path):
 
 
 def test_a_name_that_seeds_make_too_long_is_found_before_drawing(refused, dev):
-    refused(*dev[:-4], "--seed", "1", "2", "--output", "n" * 250 + ".png")
+    refused(*dev, "--seed", "1", "2", "--output", "n" * 250 + ".png")
 
 
 def test_an_error_is_one_line_even_where_the_name_is_not(cli):
