@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import rope_table
 from mflux.engine.parts import ADAPTABLE
-from mflux.weights.load import load_network
+from mflux.weights.files import read_header, read_tensor
+from mflux.weights.load import load_network, read_config
 from mflux.weights.lora_files import attach, read_lora
 
 Tensors = dict[str, Any]
@@ -42,6 +43,7 @@ DIFFUSERS_SIDE = 1024
 ENCODED = ("input_ids", "last_hidden_state", "pooled")
 MANDATORY = {
     "transformer": ("sample",),
+    "checkpoint": ("velocity",),
     "lora": ("velocity",),
     "lora-text": ("pooled_prompt_embeds", "clip_last_hidden_state", "prompt_embeds"),
     "clip": ENCODED,
@@ -148,6 +150,17 @@ def adapted(case: Case) -> dict[str, Any]:
     files = [read_lora(path, scale, parts) for path, scale in zip(paths, case.args["lora_scales"], strict=True)]
     attach(files, parts)
     return parts
+
+
+def checkpoint(case: Case) -> Tensors:
+    sizes = read_config("transformer", case.model() / "transformer")
+    sizes = replace(sizes, guidance_embeds=case.args.get("guidance_embeds", sizes.guidance_embeds))
+    network = load_network("transformer", case.path("checkpoint"), mx.float32, config=sizes)
+    return {"velocity": velocity(case, network)}
+
+
+def gguf_tensors(case: Case) -> Tensors:
+    return {name: read_tensor(info) for name, info in read_header(case.path("tensors")).items()}
 
 
 def lora(case: Case) -> Tensors:
@@ -259,6 +272,8 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "vae-encode": vae_encode,
     "vae-decode": vae_decode,
     "transformer": transformer,
+    "checkpoint": checkpoint,
+    "gguf-tensors": gguf_tensors,
     "lora": lora,
     "lora-refused": lora,
     "lora-text": lora_text,

@@ -8,17 +8,18 @@ bytes that do not fit its shape; an index names a shard that is absent or a tens
 import json
 import math
 import struct
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mflux.errors import ModelError
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-BYTES |= {"U16": 2, "U32": 4, "U64": 8}
+NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "BOOL": "?"}
+NUMPY |= {f"{sign}{bits}": f"<{sign.lower()}{bits // 8}" for sign in "IU" for bits in (8, 16, 32, 64)}
+BYTES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()}
 STEMS = ("diffusion_pytorch_model", "model")
 DAMAGED = "the file is incomplete or damaged; copy or download it again"
 
@@ -30,6 +31,7 @@ class TensorInfo(NamedTuple):
     name: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int = -1  # of its first byte in the file; -1: not a safetensors file
 
     @property
     def size(self) -> int:
@@ -72,10 +74,15 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, checked against the file's size."""
+    """The tensors of one file, safetensors or GGUF, checked against the file's size."""
+    if path.suffix == ".gguf":
+        from mflux.weights.gguf_files import read_gguf_header
+
+        return read_gguf_header(path)
     header, room = raw_header(path)
     header.pop("__metadata__", None)
-    return {name: check_entry(path, name, entry, room) for name, entry in header.items()}
+    begin = path.stat().st_size - room
+    return {name: check_entry(path, name, entry, begin, room) for name, entry in header.items()}
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -84,8 +91,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def check_entry(path: Path, name: str, entry: Any, room: int) -> TensorInfo:
-    """One header entry as a TensorInfo, its bytes inside the `room` behind the header."""
+def check_entry(path: Path, name: str, entry: Any, begin: int, room: int) -> TensorInfo:
+    """One header entry as a TensorInfo, its bytes inside the `room` that begins at byte `begin` of the file."""
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         sound = all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)) and start <= end <= room
@@ -97,7 +104,7 @@ def check_entry(path: Path, name: str, entry: Any, room: int) -> TensorInfo:
         raise ModelError(f"`{path}`: tensor `{name}` has the type `{dtype}`, which is not supported")
     if end - start != math.prod(shape) * BYTES[dtype]:
         raise ModelError(f"`{path}`: tensor `{name}` has {end - start} bytes, but shape {shape} of {dtype}", DAMAGED)
-    return TensorInfo(path, name, dtype, shape)
+    return TensorInfo(path, name, dtype, shape, begin + start)
 
 
 def tensors_in(folder: Path) -> dict[str, TensorInfo]:
@@ -128,11 +135,21 @@ def sharded(index: Path) -> dict[str, TensorInfo]:
     return {name: info for shard in shards.values() for name, info in shard.items()}
 
 
-@lru_cache(maxsize=4)
-def _lazy(path: Path, modified: int) -> dict[str, mx.array]:
-    return dict(mx.load(str(path)))  # type: ignore[arg-type]  # lazy: a tensor is read when it is evaluated
+def read_tensor(info: TensorInfo, rows: slice | None = None) -> mx.array:
+    """One tensor, or some of its rows; only those bytes are read, and nothing is kept."""
+    if info.offset < 0:
+        from mflux.weights.gguf_files import read_gguf_tensor
 
-
-def read_tensor(info: TensorInfo) -> mx.array:
-    """One tensor; MLX reads its bytes when they are first needed."""
-    return _lazy(info.file, info.file.stat().st_mtime_ns)[info.name]
+        array = read_gguf_tensor(info)
+        return array if rows is None else array[rows]
+    raw: np.ndarray = np.zeros(info.shape, NUMPY[info.dtype])
+    if info.size:
+        raw = np.memmap(info.file, NUMPY[info.dtype], "r", info.offset, info.shape)
+    raw = raw if rows is None else raw[rows]
+    if info.dtype == "F64":
+        return mx.array(raw.astype(np.float32))
+    if info.dtype == "BF16":
+        return mx.array(raw).view(mx.bfloat16)
+    if info.dtype == "F8_E4M3":
+        return mx.from_fp8(mx.array(raw), mx.bfloat16)  # every one of its numbers is a bfloat16
+    return mx.array(raw)

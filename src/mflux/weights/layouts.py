@@ -83,6 +83,86 @@ BFL = read_table("""
     single_blocks.{i}.norm.key_norm -> single_transformer_blocks.{i}.attn.norm_k
 """)  # noqa: E501
 
+# BFL's `ae.safetensors`; its decoder counts levels the other way.
+AUTOENCODER = read_table("""
+    encoder.norm_out -> encoder.conv_norm_out
+    encoder.mid.block_1.norm1 -> encoder.mid_block.resnets.0.norm1
+    encoder.mid.block_1.conv1 -> encoder.mid_block.resnets.0.conv1
+    encoder.mid.block_1.norm2 -> encoder.mid_block.resnets.0.norm2
+    encoder.mid.block_1.conv2 -> encoder.mid_block.resnets.0.conv2
+    encoder.mid.block_2.norm1 -> encoder.mid_block.resnets.1.norm1
+    encoder.mid.block_2.conv1 -> encoder.mid_block.resnets.1.conv1
+    encoder.mid.block_2.norm2 -> encoder.mid_block.resnets.1.norm2
+    encoder.mid.block_2.conv2 -> encoder.mid_block.resnets.1.conv2
+    encoder.mid.attn_1.norm -> encoder.mid_block.attentions.0.group_norm
+    encoder.mid.attn_1.q -> encoder.mid_block.attentions.0.to_q
+    encoder.mid.attn_1.k -> encoder.mid_block.attentions.0.to_k
+    encoder.mid.attn_1.v -> encoder.mid_block.attentions.0.to_v
+    encoder.mid.attn_1.proj_out -> encoder.mid_block.attentions.0.to_out.0
+    decoder.norm_out -> decoder.conv_norm_out
+    decoder.mid.block_1.norm1 -> decoder.mid_block.resnets.0.norm1
+    decoder.mid.block_1.conv1 -> decoder.mid_block.resnets.0.conv1
+    decoder.mid.block_1.norm2 -> decoder.mid_block.resnets.0.norm2
+    decoder.mid.block_1.conv2 -> decoder.mid_block.resnets.0.conv2
+    decoder.mid.block_2.norm1 -> decoder.mid_block.resnets.1.norm1
+    decoder.mid.block_2.conv1 -> decoder.mid_block.resnets.1.conv1
+    decoder.mid.block_2.norm2 -> decoder.mid_block.resnets.1.norm2
+    decoder.mid.block_2.conv2 -> decoder.mid_block.resnets.1.conv2
+    decoder.mid.attn_1.norm -> decoder.mid_block.attentions.0.group_norm
+    decoder.mid.attn_1.q -> decoder.mid_block.attentions.0.to_q
+    decoder.mid.attn_1.k -> decoder.mid_block.attentions.0.to_k
+    decoder.mid.attn_1.v -> decoder.mid_block.attentions.0.to_v
+    decoder.mid.attn_1.proj_out -> decoder.mid_block.attentions.0.to_out.0
+    encoder.down.0.block.{i}.norm1 -> encoder.down_blocks.0.resnets.{i}.norm1
+    encoder.down.0.block.{i}.conv1 -> encoder.down_blocks.0.resnets.{i}.conv1
+    encoder.down.0.block.{i}.norm2 -> encoder.down_blocks.0.resnets.{i}.norm2
+    encoder.down.0.block.{i}.conv2 -> encoder.down_blocks.0.resnets.{i}.conv2
+    encoder.down.0.block.{i}.nin_shortcut -> encoder.down_blocks.0.resnets.{i}.conv_shortcut
+    encoder.down.0.downsample.conv -> encoder.down_blocks.0.downsamplers.0.conv
+    encoder.down.1.block.{i}.norm1 -> encoder.down_blocks.1.resnets.{i}.norm1
+    encoder.down.1.block.{i}.conv1 -> encoder.down_blocks.1.resnets.{i}.conv1
+    encoder.down.1.block.{i}.norm2 -> encoder.down_blocks.1.resnets.{i}.norm2
+    encoder.down.1.block.{i}.conv2 -> encoder.down_blocks.1.resnets.{i}.conv2
+    encoder.down.1.block.{i}.nin_shortcut -> encoder.down_blocks.1.resnets.{i}.conv_shortcut
+    encoder.down.1.downsample.conv -> encoder.down_blocks.1.downsamplers.0.conv
+    encoder.down.2.block.{i}.norm1 -> encoder.down_blocks.2.resnets.{i}.norm1
+    encoder.down.2.block.{i}.conv1 -> encoder.down_blocks.2.resnets.{i}.conv1
+    encoder.down.2.block.{i}.norm2 -> encoder.down_blocks.2.resnets.{i}.norm2
+    encoder.down.2.block.{i}.conv2 -> encoder.down_blocks.2.resnets.{i}.conv2
+    encoder.down.2.block.{i}.nin_shortcut -> encoder.down_blocks.2.resnets.{i}.conv_shortcut
+    encoder.down.2.downsample.conv -> encoder.down_blocks.2.downsamplers.0.conv
+    encoder.down.3.block.{i}.norm1 -> encoder.down_blocks.3.resnets.{i}.norm1
+    encoder.down.3.block.{i}.conv1 -> encoder.down_blocks.3.resnets.{i}.conv1
+    encoder.down.3.block.{i}.norm2 -> encoder.down_blocks.3.resnets.{i}.norm2
+    encoder.down.3.block.{i}.conv2 -> encoder.down_blocks.3.resnets.{i}.conv2
+    encoder.down.3.block.{i}.nin_shortcut -> encoder.down_blocks.3.resnets.{i}.conv_shortcut
+    encoder.down.3.downsample.conv -> encoder.down_blocks.3.downsamplers.0.conv
+    decoder.up.0.block.{i}.norm1 -> decoder.up_blocks.3.resnets.{i}.norm1
+    decoder.up.0.block.{i}.conv1 -> decoder.up_blocks.3.resnets.{i}.conv1
+    decoder.up.0.block.{i}.norm2 -> decoder.up_blocks.3.resnets.{i}.norm2
+    decoder.up.0.block.{i}.conv2 -> decoder.up_blocks.3.resnets.{i}.conv2
+    decoder.up.0.block.{i}.nin_shortcut -> decoder.up_blocks.3.resnets.{i}.conv_shortcut
+    decoder.up.0.upsample.conv -> decoder.up_blocks.3.upsamplers.0.conv
+    decoder.up.1.block.{i}.norm1 -> decoder.up_blocks.2.resnets.{i}.norm1
+    decoder.up.1.block.{i}.conv1 -> decoder.up_blocks.2.resnets.{i}.conv1
+    decoder.up.1.block.{i}.norm2 -> decoder.up_blocks.2.resnets.{i}.norm2
+    decoder.up.1.block.{i}.conv2 -> decoder.up_blocks.2.resnets.{i}.conv2
+    decoder.up.1.block.{i}.nin_shortcut -> decoder.up_blocks.2.resnets.{i}.conv_shortcut
+    decoder.up.1.upsample.conv -> decoder.up_blocks.2.upsamplers.0.conv
+    decoder.up.2.block.{i}.norm1 -> decoder.up_blocks.1.resnets.{i}.norm1
+    decoder.up.2.block.{i}.conv1 -> decoder.up_blocks.1.resnets.{i}.conv1
+    decoder.up.2.block.{i}.norm2 -> decoder.up_blocks.1.resnets.{i}.norm2
+    decoder.up.2.block.{i}.conv2 -> decoder.up_blocks.1.resnets.{i}.conv2
+    decoder.up.2.block.{i}.nin_shortcut -> decoder.up_blocks.1.resnets.{i}.conv_shortcut
+    decoder.up.2.upsample.conv -> decoder.up_blocks.1.upsamplers.0.conv
+    decoder.up.3.block.{i}.norm1 -> decoder.up_blocks.0.resnets.{i}.norm1
+    decoder.up.3.block.{i}.conv1 -> decoder.up_blocks.0.resnets.{i}.conv1
+    decoder.up.3.block.{i}.norm2 -> decoder.up_blocks.0.resnets.{i}.norm2
+    decoder.up.3.block.{i}.conv2 -> decoder.up_blocks.0.resnets.{i}.conv2
+    decoder.up.3.block.{i}.nin_shortcut -> decoder.up_blocks.0.resnets.{i}.conv_shortcut
+    decoder.up.3.upsample.conv -> decoder.up_blocks.0.upsamplers.0.conv
+""")
+
 # XLabs' adapters.
 XLABS = read_table("""
     double_blocks.{i}.processor.qkv_lora1 -> transformer_blocks.{i}.attn.to_q transformer_blocks.{i}.attn.to_k transformer_blocks.{i}.attn.to_v

@@ -20,7 +20,8 @@ from mflux.models.text_clip import ACTIVATIONS, ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig
 from mflux.models.vae import Vae, VaeConfig
-from mflux.weights.files import TensorInfo, read_json, read_tensor, tensors_in
+from mflux.weights.files import TensorInfo, read_header, read_json, read_tensor, tensors_in
+from mflux.weights.layouts import AUTOENCODER, BFL, spellings
 
 QUANTIZE_BITS = (3, 4, 5, 6, 8)
 GROUP_SIZE = 64
@@ -55,8 +56,21 @@ KINDS = {
 }
 
 
+FILE_PREFIXES = {
+    "transformer": ("model.diffusion_model.", "diffusion_model."),
+    "vae": ("vae.", "first_stage_model."),
+}
+SCALE_LEAVES = ("scale_weight", "weight_scale")  # of float8 weights: weight = stored * scale
+IGNORED_LEAVES = ("scale_input", "input_scale", "scaled_fp8")  # for activations in 8 bit; a marker
+
+
 def read_config(part: str, folder: Path) -> Any:
-    """The sizes of a part, from its config.json; unknown keys are ignored, wrong values are a ModelError."""
+    """The sizes of a part, from its config.json; unknown keys are ignored, wrong values are a ModelError.
+
+    A single file has no config.json: a transformer's sizes come from its shapes, FLUX.1's autoencoder has one size.
+    """
+    if folder.is_file():
+        return config_from_shapes(folder) if part == "transformer" else KINDS[part].config()
     path, kind = folder / "config.json", KINDS[part].config
     raw, values = read_json(path), {}
     for each in fields(kind):
@@ -105,38 +119,107 @@ def expected_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: (s[0], s[3], s[1], s[2]) if len(s) == 4 else s for name, s in shapes.items()}
 
 
-def check(part: str, folder: Path, network: nn.Module) -> dict[str, TensorInfo]:
-    """The file's tensors under the network's names, or a ModelError that names the first one that does not fit."""
+class Source(NamedTuple):
+    """Where the numbers of one of our tensors are: some rows of a file's tensor, perhaps times a scale."""
+
+    info: TensorInfo
+    rows: slice | None = None
+    op: str = "copy"
+    factor: TensorInfo | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if self.rows is None:
+            return self.info.shape
+        return (len(range(*self.rows.indices(self.info.shape[0]))), *self.info.shape[1:])
+
+    def read(self) -> mx.array:
+        tensor = read_tensor(self.info, self.rows)
+        if self.factor is not None:
+            tensor = tensor.astype(mx.float32) * read_tensor(self.factor).astype(mx.float32).reshape(-1)[0]
+        if self.op == "swap_halves":
+            first, second = mx.split(tensor, 2, axis=0)
+            tensor = mx.concatenate([second, first], axis=0)
+        return tensor
+
+
+def check(part: str, place: Path, network: nn.Module) -> dict[str, Source]:
+    """The sources of the network's tensors, or a ModelError that names the first one that does not fit."""
     kind, expected = KINDS[part], expected_shapes(network)
-    found = tensors_in(folder)
+    found = file_sources(part, place, expected) if place.is_file() else folder_sources(part, place)
+    for name, shape in expected.items():
+        if name not in found:
+            raise ModelError(f"`{place}` lacks the tensor `{name}`, shape {shape}", "the checkpoint is incomplete")
+        theirs = found[name].shape
+        if theirs != shape and theirs != (*shape, 1, 1):  # a 1 x 1 convolution in place of a Linear
+            raise ModelError(
+                f"`{place}`: tensor `{name}` has shape {theirs}, but the sizes of this model ask for {shape}",
+                "weights and config.json do not belong together, or the file is damaged",
+            )
+    for name in found:
+        if name not in expected and not re.fullmatch(kind.tolerated, name):
+            raise ModelError(f"`{place}` holds a tensor `{name}` that this network has no place for")
+    return {name: found[name] for name in expected}
+
+
+def folder_sources(part: str, folder: Path) -> dict[str, Source]:
+    """The tensors of a folder in the diffusers layout, under our names."""
+    kind, found = KINDS[part], tensors_in(folder)
     if not any(name.startswith(kind.prefix) for name in found):
         found = {kind.prefix + name: info for name, info in found.items()}
     for theirs, ours in kind.aliases.items():
         if theirs in found and ours not in found:
             found[ours] = found.pop(theirs)
-    for name, shape in expected.items():
-        if name not in found:
-            raise ModelError(f"`{folder}` lacks the tensor `{name}`, shape {shape}", "the checkpoint is incomplete")
-        if found[name].shape != shape:
-            raise ModelError(
-                f"`{folder}`: tensor `{name}` has shape {found[name].shape}, but config.json asks for {shape}",
-                "weights and config.json do not belong together, or the file is damaged",
-            )
-    for name in found:
-        if name not in expected and not re.fullmatch(kind.tolerated, name):
-            raise ModelError(f"`{folder}` holds a tensor `{name}` that this network has no place for")
-    return {name: found[name] for name in expected}
+    return {name: Source(info) for name, info in found.items()}
 
 
-def load_network(part: str, folder: Path, dtype: mx.Dtype | None = None, bits: int | None = None) -> Any:
-    """Build and fill one network.  part: a key of KINDS.
+def file_sources(part: str, path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Source]:
+    """The tensors of a single file in BFL's or ComfyUI's layout, under our names; fused ones as their rows."""
+    rules = spellings({name.rpartition(".")[0] for name in expected}, BFL if part == "transformer" else AUTOENCODER)
+    found: dict[str, Source] = {}
+    infos = own_tensors(part, path)
+    for name, info in infos.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf in IGNORED_LEAVES or name in IGNORED_LEAVES or leaf in SCALE_LEAVES:
+            continue
+        rule = rules.get(module)
+        if rule is None or leaf not in ("weight", "bias", "scale"):
+            raise ModelError(f"`{path}` holds a tensor `{name}` that this network has no place for")
+        scales = [
+            infos[f"{module}.{scale}"] for scale in SCALE_LEAVES if leaf == "weight" and f"{module}.{scale}" in infos
+        ]
+        start = 0
+        for ours in rule.ours:
+            full = f"{ours}.{'bias' if leaf == 'bias' else 'weight'}"
+            height = expected[full][0]
+            rows = slice(start, start + height) if len(rule.ours) > 1 else None
+            found[full] = Source(info, rows, rule.op, scales[0] if scales else None)
+            start += height
+        if len(rule.ours) > 1 and info.shape[0] != start:
+            raise ModelError(f"`{path}`: tensor `{name}` has {info.shape[0]} rows, but its parts need {start}")
+    return found
 
-    dtype: of the weights and so of the activations; None: float32 on the CPU, as stored on a GPU.
-    bits: quantize every Linear and Embedding whose input is a multiple of 64, in groups of 64.
+
+def own_tensors(part: str, path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a part in a single file, without the prefix that all-in-one files give it."""
+    infos = read_header(path)
+    for prefix in FILE_PREFIXES[part]:
+        if any(name.startswith(prefix) for name in infos):
+            return {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
+    return infos
+
+
+def load_network(
+    part: str, place: Path, dtype: mx.Dtype | None = None, bits: int | None = None, config: Any = None
+) -> Any:
+    """Build and fill one network.  part: a key of KINDS.  place: its folder, or a single file.
+
+    dtype: of the weights and so of the activations; None: float32 on the CPU, as stored on a GPU (bfloat16 where that
+    cannot compute).  bits: quantize every Linear and Embedding whose input is a multiple of 64, in groups of 64.
+    config: sizes to use in place of the place's own.
     """
-    kind = KINDS[part]
-    network = kind.build(read_config(part, folder))
-    tensors = check(part, folder, network)
+    network = KINDS[part].build(config or read_config(part, place))
+    sources = check(part, place, network)
     dtype = dtype or (mx.float32 if on_cpu() else None)
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
@@ -144,13 +227,42 @@ def load_network(part: str, folder: Path, dtype: mx.Dtype | None = None, bits: i
         if not own:
             continue
         for name, full in own.items():
-            module[name] = convert(read_tensor(tensors[full]), dtype)
+            source = sources[full]
+            packed = source.info.dtype not in ("F32", "F16", "BF16")
+            tensor = source.read().reshape(source.shape[: module[name].ndim])
+            module[name] = convert(tensor, dtype or (mx.bfloat16 if packed else None))
         quantized = quantize_module(module, bits) if bits and part != "vae" else None
         if quantized is not None:
             put(network, path, quantized)
         mx.eval((quantized or module).parameters())
     network.freeze()
     return network
+
+
+def config_from_shapes(path: Path) -> TransformerConfig:
+    """The sizes of a transformer in a single file, which has no config.json.  Raises ModelError if it is none."""
+    shapes = {name: info.shape for name, info in own_tensors("transformer", path).items()}
+    try:
+        width, channels = shapes["img_in.weight"]
+        head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+        outputs, text = shapes["final_layer.linear.weight"][0], shapes["txt_in.weight"][1]
+        pooled = shapes["vector_in.in_layer.weight"][1]
+    except (KeyError, ValueError, IndexError):
+        raise ModelError(f"`{path}` is no FLUX.1 transformer in BFL's layout", "give a FLUX.1 checkpoint") from None
+    counts = [len({name.split(".")[1] for name in shapes if name.startswith(kind)}) for kind in ("double_", "single_")]
+    part = head // 8  # of 128: 16 for the first id, 56 for row and column each
+    return TransformerConfig(
+        in_channels=channels,
+        out_channels=outputs,
+        num_layers=counts[0],
+        num_single_layers=counts[1],
+        attention_head_dim=head,
+        num_attention_heads=width // head,
+        joint_attention_dim=text,
+        pooled_projection_dim=pooled,
+        guidance_embeds="guidance_in.in_layer.weight" in shapes,
+        axes_dims_rope=(head - 2 * ((head - part) // 4 * 2), (head - part) // 4 * 2, (head - part) // 4 * 2),
+    )
 
 
 def convert(tensor: mx.array, dtype: mx.Dtype | None) -> mx.array:
