@@ -2,9 +2,9 @@
 
 import math
 
-import mflux  # noqa: F401
 import pytest
 
+import mflux  # noqa: F401
 from mflux.models.text_clip import ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig

@@ -1,4 +1,4 @@
-"""LoRA beside a model: scales, detaching by scale 0, quantized layers, refusals before weights, and speed of mapping."""
+"""LoRA beside a model: scales, quantized layers, refusals before weights are read, and how fast names are found."""
 
 import json
 import os

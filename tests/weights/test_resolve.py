@@ -1,6 +1,5 @@
 """What a model's name means: alias, hub id or folder, and what is said where it means nothing."""
 
-import re
 import shutil
 
 import hostile
@@ -145,10 +144,20 @@ def test_a_download_that_was_cut_off_is_not_taken_for_a_whole_one(monkeypatch, t
     assert "some-owner/some-model" in error.value.problem
 
 
-def test_a_file_is_refused(tmp_path):
+def test_a_file_that_is_no_transformer_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(hostile.WHOLE)
-    with pytest.raises(UsageError, match=re.escape(f"`{tmp_path / 'model.safetensors'}` is a file")):
+    with pytest.raises(ModelError, match="is no FLUX"):
         resolve(str(tmp_path / "model.safetensors"))
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
+    with pytest.raises(UsageError, match=r"`.*model.ckpt` is no checkpoint"):
+        resolve(str(tmp_path / "model.ckpt"))
+
+
+def test_a_single_file_takes_its_other_parts_from_its_family(oracle_model, tmp_path):
+    file = oracle_model("../cases/checkpoint-bfl/flux.safetensors")
+    source = resolve(str(file), base_model="tiny")
+    assert source.folders["transformer"] == file and source.row.name == "tiny"
+    assert source.folders["vae"].parent == source.folders["text_encoder"].parent
 
 
 @pytest.mark.parametrize("name", ["", " ", "n" * 300, "a/" + "n" * 300, "~no-such-user-here/model", "a\0b", "\udcff/x"])

@@ -18,6 +18,8 @@ from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
 from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, UsageError
+from mflux.paths import check_output, check_output_size, expand
+from mflux.weights.catalog import check_name, require
 
 AUTO_SEED_MAX = 10_000_000
 MAX_SEEDS = 1_000_000
@@ -51,6 +53,7 @@ def fill() -> int:
 
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.  The one place that turns exceptions into words."""
+    open_streams()
     set_up_log()
     try:
         draw(command, parse(command, sys.argv[1:] if argv is None else argv))
@@ -63,7 +66,7 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted; finished pictures are kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our stdout has gone
+        drop_stdout()  # whoever read it has gone
         return 1
     except Exception as error:
         if os.environ.get("MFLUX_DEBUG"):
@@ -86,13 +89,10 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         check_number("batch_size", run.batch_size, 1, 1000, whole=True)
     seeds = choose_seeds(run)
     prompt = read_prompt(run)
-    model, base_model = choose_model(command, run, values.get("base_model"))
-    from mflux.images.metadata import check_output
-
     targets = output_names(run.output, seeds)
-    for target in targets:
-        check_output(target)
+    checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = command.conditions(values)
+    model, base_model = choose_model(command, run, values.get("base_model"))
 
     from mflux.engine.flux import Flux1
 
@@ -102,6 +102,8 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     plan = flux.plan(list(seeds), prompt, config, **rest)
     if run.prompt_file is not None and run.batch_size is not None:
         log.warning("--batch-size is not used: with --prompt-file pictures are drawn one by one")
+    for path in checked:
+        check_output_size(path, plan.height, plan.width)
     for note in plan.notes:
         log.warning(note)
     with Bar(len(seeds), plan.steps) as bar:
@@ -110,8 +112,9 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         else:
             pictures = (
                 picture
-                for seed in seeds
-                for picture in flux.draw(flux.plan(seed, read_prompt(run), config, **rest), on_step=bar.step)
+                for index, seed in enumerate(seeds)
+                for words in [prompt if index == 0 else read_prompt(run)]  # a pipe can be read only once
+                for picture in flux.draw(flux.plan(seed, words, config, **rest), on_step=bar.step)
             )
         for picture, target in zip(pictures, targets, strict=True):
             written = picture.save(target, embed_metadata=not run.no_metadata)
@@ -144,19 +147,27 @@ def choose_seeds(run: Run) -> tuple[int, ...]:
         if run.auto_seeds is not None:
             log.warning("--auto-seeds is not used: --seed says which seeds to draw")
         return tuple(check_seed(seed) for seed in run.seed)
-    return tuple(random.sample(range(max(AUTO_SEED_MAX, run.auto_seeds or 1)), run.auto_seeds or 1))
+    return tuple(random.sample(range(AUTO_SEED_MAX), run.auto_seeds or 1))
 
 
 def choose_model(command: Command, run: Run, base_model: str | None) -> tuple[str, str | None]:
     """The model's name, and the alias whose defaults it uses."""
     if run.path is not None:
-        return run.path, base_model or run.model
+        path = expand(run.path, "path")
+        if not path.exists():
+            raise UsageError(f"there is no folder `{run.path}`", "give the folder of a model", "path")
+        if run.model is not None:
+            require(run.model, "model")
+        return str(path.absolute()), base_model or run.model
     name = run.model or command.default_model
     if not name:
         raise UsageError(
             "`--model` is missing",
             "try the built-in demonstration model: `--model tiny`; for FLUX.1: `--model schnell`",
         )
+    check_name(name)
+    if base_model is not None:
+        require(base_model, "base_model")
     return name, base_model
 
 
@@ -166,9 +177,11 @@ def read_prompt(run: Run) -> str:
         problem = "both `--prompt` and `--prompt-file` are given" if run.prompt is not None else "there is no prompt"
         raise UsageError(problem, "give one of `--prompt TEXT`, `--prompt -` (stdin) and `--prompt-file FILE`")
     if run.prompt_file is not None:
-        return read_prompt_file(Path(run.prompt_file).expanduser())
+        return read_prompt_file(expand(run.prompt_file, "prompt_file"))
     if run.prompt != "-":
         return str(run.prompt)
+    if sys.stdin is None:
+        raise UsageError("stdin is closed", "pipe the prompt in, or give it as text", "prompt")
     return prompt_text(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin", "prompt")
 
 
@@ -229,7 +242,15 @@ class Bar:
     def say(self, line: str) -> None:
         """A line on stdout that the bar does not run into."""
         self._bar.clear()
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            drop_stdout()
+            raise MfluxError(
+                f"stdout takes no text ({error.strerror}); `{line}` is written", "redirect it elsewhere"
+            ) from None
 
 
 class Notes(logging.Handler):
@@ -244,6 +265,21 @@ class Notes(logging.Handler):
         if text not in self._seen:
             self._seen.add(text)
             print(text if text.startswith("mflux:") else f"note: {text}", file=sys.stderr)
+
+
+def drop_stdout() -> None:
+    """Send what is still to come to nowhere, so that Python's own flush at the end does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_streams() -> None:
+    """stdout and stderr that take any path: closed ones become nowhere, names go out as the bytes that they are."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
 
 
 def set_up_log() -> None:

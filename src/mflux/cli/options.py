@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mflux.engine.request import QUANTIZE
+from mflux.engine.request import QUANTIZE, short
 
 Values = Mapping[str, Any]  # by field name, of the flags that were given
 
@@ -17,14 +17,14 @@ def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{short(text)} is not a whole number") from None
 
 
 def real(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        raise argparse.ArgumentTypeError(f"{short(text)} is not a number") from None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,15 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"`{flag}`: {problem}" if problem else message, hint)
 
 
+class Once(argparse.Action):
+    """A flag that may be given once: a second value would replace the first in silence."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if hasattr(namespace, self.dest):
+            raise UsageError(f"`{option_string}` is given twice", "give it once")
+        setattr(namespace, self.dest, values)
+
+
 def build_parser(command: Command) -> Parser:
     parser = Parser(prog=command.name, description=command.summary, allow_abbrev=False)
     for option in command.options:
@@ -30,17 +39,15 @@ def build_parser(command: Command) -> Parser:
             dest=option.name,
             help=option.help,
             default=argparse.SUPPRESS,
-            **metavar(option.flag, option.parse),
+            **settings(option.flag, option.parse),
         )
     return parser
 
 
-def metavar(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
-    return (
-        parse
-        if parse.get("action") == "store_true"
-        else {"metavar": flag.strip("-").upper().replace("-", "_"), **parse}
-    )
+def settings(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
+    if parse.get("action") == "store_true":
+        return parse
+    return {"metavar": flag.strip("-").upper().replace("-", "_"), "action": Once, **parse}
 
 
 def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
@@ -67,9 +74,14 @@ def show(error: UsageError | Any, command: Command) -> None:
     """Print an error as people read it: what is wrong, a blank line, what to do."""
     flag = flag_of(command, error.field) if error.field else None
     subject = f"`{flag or error.field}`: " if error.field else ""
-    print(f"error: {subject}{error.problem}", file=sys.stderr)
+    print(f"error: {visible(subject + error.problem)}", file=sys.stderr)
     if error.hint:
-        hint = error.hint
+        hint = visible(error.hint)
         for option in command.options:  # the library's hints name fields; here they are flags
             hint = hint.replace(f"`{option.name}`", f"`{option.flag}`")
         print(f"\nhint: {hint}", file=sys.stderr)
+
+
+def visible(text: str) -> str:
+    """The text on one line: control characters as escapes."""
+    return "".join(each if each.isprintable() or each == " " else repr(each)[1:-1] for each in text)

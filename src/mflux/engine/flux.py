@@ -18,10 +18,11 @@ from mflux.engine.latents import noise as start_noise_of
 from mflux.engine.network import Branch, GuidedVelocity, Network
 from mflux.engine.parts import Parts
 from mflux.engine.picture import GeneratedImage
-from mflux.engine.plan import batch_that_fits, make_plan
+from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
 from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice, check_number
 from mflux.engine.slots import Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
-from mflux.errors import UsageError
+from mflux.engine.tokens import PromptTokenizer
+from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
 from mflux.weights.lora_files import find_lora
 from mflux.weights.resolve import ModelSource, resolve
@@ -141,9 +142,11 @@ class Flux1:
         """The pictures of a plan, one after another; each batch of seeds is denoised in one pass."""
         started = time.perf_counter()
         start_noise = None if latents is None else check_latents(latents, plan)
-        branches, prepared = self._prepare(plan)
         seeds = plan.request.seeds
-        size = batch_size or batch_that_fits(self.parts, plan)
+        size = min(batch_size or batch_that_fits(self.parts, plan), len(seeds))
+        if not self.force:
+            check_memory(plan, forecast(self.parts, plan, size))
+        branches, prepared = self._prepare(plan)
         for first in range(0, len(seeds), size):
             group = seeds[first : first + size]
             noise = (
@@ -159,7 +162,7 @@ class Flux1:
 
     def _request(self, seed: int | Sequence[int], prompt: str, config: Config, **rest: Any) -> Request:
         given: Any = seed if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else [seed]
-        seeds = tuple(int(each) if isinstance(each, np.integer) else each for each in given)
+        seeds = tuple(given)
         config, conditions = image_as_condition(config, tuple(rest.pop("conditions", ())))
         return Request(
             model=self.parts.source.name,
@@ -204,15 +207,13 @@ class Flux1:
             long, short = self.parts.t5_tokenizer, self.parts.clip_tokenizer
             if (count := long.count(second)) > text_tokens:
                 log.warning(f"the prompt has {count} text tokens; the last {count - text_tokens} are not seen")
-            pooled = self.parts.get("text_encoder")(mx.array(short.ids([prompt], self._clip_length())))[1]
-            states = self.parts.get("text_encoder_2")(mx.array(long.ids([second], text_tokens)))
+            clip, t5 = self.parts.get("text_encoder"), self.parts.get("text_encoder_2")
+            pooled = clip(known_ids(short, prompt, clip.config.max_position_embeddings, clip.config.vocab_size))[1]
+            states = t5(known_ids(long, second, text_tokens, t5.config.vocab_size))
             mx.eval(states, pooled)
             self._prompts = dict([*self._prompts.items()][-PROMPTS_KEPT + 1 :])
             self._prompts[key] = (states, pooled)
         return self._prompts[key]
-
-    def _clip_length(self) -> int:
-        return self.parts.get("text_encoder").config.max_position_embeddings
 
     def _encode(self, pixels: mx.array, role: str, tiled: bool) -> mx.array:
         return self.parts.get("vae").encode(pixels, self.posterior_noise.get(role), tiled)
@@ -237,6 +238,9 @@ class Flux1:
             latents = step.latents
             if on_step:
                 on_step(Progress(seeds, step.at.index + 1 - plan.first, plan.steps, step.at.sigma_next, latents))
+        if not mx.isfinite(latents).all():
+            problem = "the model's numbers overflowed: its latents are not finite"
+            raise ModelError(problem, "its weights are damaged, or `precision` is too small for them")
         del network, velocity
         if seeds[-1:] == plan.request.seeds[-1:]:
             self.parts.release("transformer")
@@ -246,7 +250,10 @@ class Flux1:
     def _decode(self, plan: Plan, latents: mx.array) -> np.ndarray:
         """(1, S, 64) -> (1, H, W, 3) uint8.  One picture at a time: the autoencoder's memory grows with the batch."""
         grid = unpack_latents(latents, plan.height, plan.width)
-        return from_pixels(np.array(self.parts.get("vae").decode(grid, plan.tiled).astype(mx.float32)))
+        pixels = np.array(self.parts.get("vae").decode(grid, plan.tiled).astype(mx.float32))
+        if not np.isfinite(pixels).all():
+            raise ModelError("the autoencoder's numbers are not finite", "its weights are damaged")
+        return from_pixels(pixels)
 
     def _picture(
         self,
@@ -266,6 +273,15 @@ class Flux1:
         icc = next((each.icc for each in prepared if each.icc), None)
         artifacts = {"latents": latents, **hooks.artifacts}
         return GeneratedImage(Image.fromarray(pixels), replace(plan, request=request), extra, artifacts, icc)
+
+
+def known_ids(tokenizer: PromptTokenizer, prompt: str, length: int, vocabulary: int) -> mx.array:
+    """Ids (1, length) that the text encoder has rows for: MLX does not check, and would read foreign memory."""
+    ids = tokenizer.ids([prompt], length)
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        problem = f"`{tokenizer.folder}` makes the id {ids.max()}, but its text encoder knows {vocabulary}"
+        raise ModelError(problem, "tokenizer and text encoder do not belong together")
+    return mx.array(ids.astype(np.int32))
 
 
 def image_as_condition(config: Config, conditions: tuple[Any, ...]) -> tuple[Config, tuple[Any, ...]]:

@@ -13,13 +13,15 @@ from typing import Any
 
 import mlx.core as mx
 
+from mflux.engine.latents import LATENT_CHANNELS, PATCH
 from mflux.engine.schedule import Schedule, read_schedule
 from mflux.engine.tokens import PromptTokenizer, open_clip, open_t5
+from mflux.errors import ModelError
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
-from mflux.weights.files import BYTES, TensorInfo, tensors_in
-from mflux.weights.load import KINDS, load_network, read_config
+from mflux.weights.files import BYTES
+from mflux.weights.load import Source, fill, open_network, read_config
 from mflux.weights.lora_files import LoraFile, attach, read_lora
 from mflux.weights.resolve import NETWORKS, ModelSource
 
@@ -36,7 +38,7 @@ class Parts:
         self.source, self.bits, self.loras = source, bits, loras
         self._networks: dict[str, Any] = {}
         self._precision: str | None = None
-        self._bytes: dict[tuple[str, str | None], int] = {}
+        self._opened: dict[str, tuple[Any, dict[str, Source]]] = {}
 
     @cached_property
     def transformer_config(self) -> TransformerConfig:
@@ -48,8 +50,37 @@ class Parts:
     @cached_property
     def lora_files(self) -> list[LoraFile]:
         """The LoRAs, checked against networks that are built but not loaded."""
-        parts = {part: KINDS[part].build(read_config(part, self.source.folders[part])) for part in ADAPTABLE}
+        parts = {part: self.opened(part)[0] for part in ADAPTABLE} if self.loras else {}
         return [read_lora(path, scale, parts) for path, scale in self.loras]
+
+    def opened(self, part: str) -> tuple[Any, dict[str, Source]]:
+        """A network without its weights, and where they are; every tensor checked."""
+        if part not in self._opened:
+            self._opened[part] = open_network(part, self.source.folders[part])
+        return self._opened[part]
+
+    def check(self) -> None:
+        """Raise ModelError where weights are damaged or the parts do not belong together.  Reads headers only."""
+        text, pooled = self.opened("text_encoder_2")[0].config, self.opened("text_encoder")[0].config
+        transformer, vae = self.opened("transformer")[0].config, self.opened("vae")[0].config
+        pairs = {
+            "T5's `d_model` and the transformer's `joint_attention_dim`": (
+                text.d_model,
+                transformer.joint_attention_dim,
+            ),
+            "CLIP's `hidden_size` and the transformer's `pooled_projection_dim`": (
+                pooled.hidden_size,
+                transformer.pooled_projection_dim,
+            ),
+            "the autoencoder's channels and the transformer's `out_channels`": (
+                vae.latent_channels * PATCH * PATCH,
+                transformer.out_channels,
+            ),
+            "the autoencoder's channels and FLUX.1's": (vae.latent_channels, LATENT_CHANNELS),
+        }
+        for what, (one, other) in pairs.items():
+            if one != other:
+                raise ModelError(f"{what} differ: {one} and {other}", "these parts are of different models")
 
     @cached_property
     def vae_config(self) -> VaeConfig:
@@ -68,18 +99,17 @@ class Parts:
         return open_t5(self.source.folders["tokenizer_2"])
 
     def weight_bytes(self, part: str, precision: str | None) -> int:
-        """Memory of a part once loaded.  Reads headers only; raises ModelError for a damaged file."""
-        if (part, precision) not in self._bytes:
-            tensors = tensors_in(self.source.folders[part]).values()
-            self._bytes[part, precision] = math.ceil(sum(self._tensor_bytes(part, info, precision) for info in tensors))
-        return self._bytes[part, precision]
+        """Memory of a part once loaded.  Raises ModelError for a damaged file."""
+        sources = self.opened(part)[1].values()
+        return math.ceil(sum(self._tensor_bytes(part, source, precision) for source in sources))
 
-    def _tensor_bytes(self, part: str, info: TensorInfo, precision: str | None) -> float:
-        if self.bits and part != "vae" and len(info.shape) == 2:
-            return info.size * (self.bits + QUANTIZED_OVERHEAD_BITS) / 8
+    def _tensor_bytes(self, part: str, source: Source, precision: str | None) -> float:
+        size = math.prod(source.shape)
+        if self.bits and part != "vae" and len(source.shape) == 2:
+            return size * (self.bits + QUANTIZED_OVERHEAD_BITS) / 8
         if precision:
-            return info.size * PRECISION[precision].size
-        return info.size * (mx.float32.size if on_cpu() else BYTES[info.dtype])
+            return size * PRECISION[precision].size
+        return size * (mx.float32.size if on_cpu() else max(BYTES.get(source.info.dtype, 2), 2))
 
     def all_stay(self, precision: str | None) -> bool:
         """True where the whole model is small enough to stay in memory."""
@@ -89,7 +119,8 @@ class Parts:
         """A network, loaded if it is not there."""
         if part not in self._networks:
             dtype = PRECISION[self._precision] if self._precision else None
-            network = load_network(part, self.source.folders[part], dtype, self.bits)
+            network = fill(part, *self.opened(part), dtype, self.bits)
+            del self._opened[part]  # it is the network now; after a release it is opened anew
             attach(self.lora_files, {part: network})
             self._networks[part] = network
         return self._networks[part]

@@ -41,16 +41,23 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
         draft = condition.plan(draft)
     draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
     check_channels(draft)
+    parts.check()
     plan = finish(note_guidance(draft), parts, tiled)
     plan = replace(plan, memory_bytes=forecast(parts, plan))
-    if plan.memory_bytes > physical_memory() and not force:
-        raise UsageError(
-            f"{plan.width} x {plan.height} px with `{request.model}` needs about {gigabytes(plan.memory_bytes)}, "
-            f"and this machine has {gigabytes(physical_memory())}",
-            "draw a smaller picture (`height`, `width`), quantize the model, or use a smaller one",
-            None,
-        )
+    if not force:
+        check_memory(plan, plan.memory_bytes)
     return plan
+
+
+def check_memory(plan: Plan, needed: int) -> None:
+    """Refuse what does not fit into the machine."""
+    if needed > physical_memory():
+        raise UsageError(
+            f"{plan.width} x {plan.height} px with `{plan.request.model}` needs about {gigabytes(needed)}, "
+            f"and this machine has {gigabytes(physical_memory())}",
+            "draw a smaller picture or fewer at once (`height`, `width`, `batch_size`), quantize the model, or "
+            "`--force` it",
+        )
 
 
 def note_guidance(draft: Draft) -> Draft:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any
 
 from mflux.errors import UsageError
@@ -23,18 +24,35 @@ TRUE_CFG_WITH_NEGATIVE = 4.0  # what a negative prompt alone means on the comman
 
 def check_number(
     field: str, value: Any, low: float, high: float, whole: bool = False, below: bool = False, above: bool = False
-) -> None:
-    """Refuse what is no finite number in [low, high]; `below` and `above` leave out the upper and lower end."""
-    wanted = f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}"
-    if whole and high > 2**53:
-        wanted = f"a whole number from {low} to {high}"
-    wanted = wanted.replace(" from", " above") if above else wanted
-    wanted = wanted.replace(" to ", " to below ") if below else wanted
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-        raise UsageError(f"{value!r} is not {wanted}", f"give {wanted}", field)
-    if value < low or value > high or (below and value == high) or (above and value == low):
-        raise UsageError(f"{value} is out of range", f"give {wanted}", field)
+) -> Any:
+    """The value as an int or float; refuses what is no finite number in [low, high].
+
+    `below` and `above` leave out the upper and lower end.  numpy's numbers count.
+    """
+    low_end, high_end = f"{'above ' if above else ''}{plain(low)}", f"{'below ' if below else ''}{plain(high)}"
+    wanted = f"{'a whole number' if whole else 'a number'} from {low_end} to {high_end}"
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise UsageError(f"{short(value)} is not {wanted}", f"give {wanted}", field)
+    number = int(value) if isinstance(value, Integral) else float(value)
+    if number != number or number in (math.inf, -math.inf):
+        raise UsageError(f"{number} is not {wanted}", f"give {wanted}", field)
+    if number < low or number > high or (below and number == high) or (above and number == low):
+        raise UsageError(f"{short(number)} is out of range", f"give {wanted}", field)
+    return number
+
+
+def plain(number: float) -> str:
+    """A bound as people write it: 1000000, not 1e+06."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
+def short(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python prints
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:50]}..."
 
 
 @dataclass(frozen=True)
@@ -71,9 +89,10 @@ class Config:
         for name, (low, high, whole) in ranges.items():
             value = getattr(self, name)
             if value is not None:
-                check_number(name, value, low, high, whole)
+                object.__setattr__(self, name, check_number(name, value, low, high, whole))
         if self.image_strength is not None:
-            check_number("image_strength", self.image_strength, 0, 1, below=True)
+            strength = check_number("image_strength", self.image_strength, 0, 1, below=True)
+            object.__setattr__(self, "image_strength", strength)
         check_choice("noise", self.noise, NOISES)
         if self.precision is not None:
             check_choice("precision", self.precision, PRECISIONS)
@@ -89,21 +108,20 @@ class Config:
 def check_choice(field: str, value: Any, choices: Sequence[Any]) -> None:
     if isinstance(value, bool) or value not in choices:
         names = ", ".join(f"`{each}`" for each in choices)
-        raise UsageError(f"{value!r} is unknown", f"choose one of {names}", field)
+        raise UsageError(f"{short(value)} is unknown", f"choose one of {names}", field)
 
 
 def check_sigmas(sigmas: Iterable[float]) -> tuple[float, ...]:
-    values = tuple(sigmas)
-    for value in values:
-        check_number("sigmas", value, 0, 1, above=True)
+    if not isinstance(sigmas, Iterable) or isinstance(sigmas, str):
+        raise UsageError(f"{short(sigmas)} is no list", "give noise levels such as 1.0 0.75 0.5 0.25", "sigmas")
+    values = tuple(check_number("sigmas", value, 0, 1, above=True) for value in sigmas)
     if not values or any(a <= b for a, b in pairwise(values)):
         raise UsageError(f"{list(values)} does not descend", "give noise levels such as 1.0 0.75 0.5 0.25", "sigmas")
     return tuple(float(value) for value in values)
 
 
 def check_seed(seed: Any) -> int:
-    check_number("seed", seed, 0, MAX_SEED, whole=True)
-    return int(seed)
+    return int(check_number("seed", seed, 0, MAX_SEED, whole=True))
 
 
 DEFAULTS = Config()
@@ -129,11 +147,10 @@ class Request:
         for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "prompt"):
-                raise UsageError(f"{value!r} is not a text", "give a string", name)
+                raise UsageError(f"{short(value)} is not a text", "give a string", name)
         if not self.seeds:
             raise UsageError("no seed was given", "give an int, or a list of them", "seed")
-        for seed in self.seeds:
-            check_seed(seed)
+        object.__setattr__(self, "seeds", tuple(check_seed(seed) for seed in self.seeds))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns into an equal request."""

@@ -10,6 +10,8 @@ import numpy as np
 from mflux.errors import ModelError
 from mflux.weights.files import read_json
 
+LIMIT, MAX_MU = 2**31, 20
+HINT = "the file is damaged, or belongs to another kind of model"
 FOREIGN = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal")
 
 
@@ -53,9 +55,18 @@ def read_schedule(folder: Path) -> Schedule:
             raise ModelError(f"`{path}`: `{name}` is not supported", "FLUX.1 models do not use it; is this one?")
     values = {each.name: raw[each.name] for each in fields(Schedule) if raw.get(each.name) is not None}
     for name, value in values.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ModelError(f"`{path}`: `{name}` is {value!r}, which is no number")
-    return Schedule(**values)
+        dynamic = name == "use_dynamic_shifting"
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LIMIT
+        if not (isinstance(value, bool) if dynamic else number):
+            kind = "true or false" if dynamic else "a sane number"
+            raise ModelError(f"`{path}`: `{name}` should be {kind}, but is {str(value)[:60]!r}", HINT)
+    schedule = Schedule(**values)
+    for name, low, high in (("shift", 1e-9, LIMIT), ("base_shift", -MAX_MU, MAX_MU), ("max_shift", -MAX_MU, MAX_MU)):
+        if not low <= getattr(schedule, name) <= high:
+            raise ModelError(f"`{path}`: `{name}` {getattr(schedule, name)} makes no noise levels", HINT)
+    if schedule.base_image_seq_len == schedule.max_image_seq_len:
+        raise ModelError(f"`{path}`: `base_image_seq_len` and `max_image_seq_len` are the same", HINT)
+    return schedule
 
 
 def strength_start(steps: int, strength: float) -> int:

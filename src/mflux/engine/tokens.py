@@ -21,16 +21,16 @@ CLIP_LENGTH = 77
 class PromptTokenizer:
     """Ids of prompts, cut and padded to a length."""
 
-    def __init__(self, tokenizer: Tokenizer, pad: int):
-        self._tokenizer, self._pad = tokenizer, pad
+    def __init__(self, tokenizer: Tokenizer, pad: int, folder: Path):
+        self._tokenizer, self._pad, self.folder = tokenizer, pad, folder
 
     def ids(self, prompts: list[str], length: int) -> np.ndarray:
-        """(len(prompts), length) int32; too long prompts are cut, the end token is kept."""
+        """(len(prompts), length) int64; too long prompts are cut, the end token is kept."""
         self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding(length=length, pad_id=self._pad)
         # Lone surrogates come from undecodable bytes on the command line; no tokenizer takes them.
         clean = [prompt.encode("utf-8", "replace").decode("utf-8") for prompt in prompts]
-        return np.array([encoding.ids for encoding in self._tokenizer.encode_batch(clean)], np.int32)
+        return np.array([encoding.ids for encoding in self._tokenizer.encode_batch(clean)], np.int64)
 
     def count(self, prompt: str) -> int:
         """How many ids the whole prompt has, its end token included."""
@@ -42,17 +42,10 @@ class PromptTokenizer:
 def open_clip(folder: Path) -> PromptTokenizer:
     """CLIP's byte-level BPE from `vocab.json` and `merges.txt`, or from a `tokenizer.json` that holds both."""
     settings = read_json(folder / "tokenizer_config.json")
-    if (folder / "vocab.json").is_file():
-        vocabulary = read_json(folder / "vocab.json")
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        merges = [pair(line.split()) for line in lines if line and not line.startswith("#version")]
-    else:
-        model = read_json(folder / "tokenizer.json").get("model", {})
-        vocabulary = model.get("vocab", {})
-        merges = [pair(each.split() if isinstance(each, str) else each) for each in model.get("merges", [])]
-    start, end = token(settings, "bos_token", "<|startoftext|>"), token(settings, "eos_token", "<|endoftext|>")
-    pad = token(settings, "pad_token", end)
     try:
+        vocabulary, merges = byte_pairs(folder)
+        start, end = token(settings, "bos_token", "<|startoftext|>"), token(settings, "eos_token", "<|endoftext|>")
+        pad = token(settings, "pad_token", end)
         bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=end)
         tokenizer = Tokenizer(bpe)
         tokenizer.normalizer = normalizers.Sequence(
@@ -63,9 +56,22 @@ def open_clip(folder: Path) -> PromptTokenizer:
         tokenizer.add_special_tokens(special_tokens(settings) or [AddedToken(start), AddedToken(end)])
         ends = ((end, vocabulary[end]), (start, vocabulary[start]))
         tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
-        return PromptTokenizer(tokenizer, vocabulary[pad])
+        return PromptTokenizer(tokenizer, vocabulary[pad], folder)
+    except ModelError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"the tokenizer in `{folder}` is damaged ({error})", "download the model again") from None
+
+
+def byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges."""
+    whole = folder / "tokenizer.json"
+    if (folder / "vocab.json").is_file() or not whole.is_file():
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [pair(line.split()) for line in lines if line and not line.startswith("#version")]
+        return read_json(folder / "vocab.json"), merges
+    model = read_json(whole)["model"]
+    return model["vocab"], [pair(each.split() if isinstance(each, str) else each) for each in model["merges"]]
 
 
 def open_t5(folder: Path) -> PromptTokenizer:
@@ -81,7 +87,7 @@ def open_t5(folder: Path) -> PromptTokenizer:
         else:
             raise ModelError(f"`{folder}` has neither `tokenizer.json` nor `spiece.model`", "the model is incomplete")
         pad = tokenizer.token_to_id(token(read_json(folder / "tokenizer_config.json"), "pad_token", "<pad>"))
-        return PromptTokenizer(tokenizer, pad or 0)
+        return PromptTokenizer(tokenizer, pad or 0, folder)
     except ModelError:
         raise
     except Exception as error:  # tokenizers raises bare Exception

@@ -7,34 +7,20 @@ Metadata is one JSON object in EXIF's UserComment (ASCII prefix, `\\u` escapes),
 import json
 import os
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import piexif
-import piexif.helper
 from PIL import Image
 
-from mflux.errors import MfluxError, UsageError
+from mflux.errors import MfluxError
+from mflux.paths import FORMATS, check_output, check_output_size
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MAX_NAME_BYTES = 255
+EXIF_FOLDER = 0x8769  # the tag that holds the EXIF block
 JPEG_EXIF_LIMIT = 65_000
 LOSSY = {"quality": 95, "subsampling": 0}
-
-
-def check_output(path: str | os.PathLike[str]) -> Path:
-    """A name that a picture can be saved under.  Raises UsageError before anything is drawn."""
-    target = Path(path).expanduser()
-    if target.is_dir() or str(path).endswith(("/", os.sep)):
-        raise UsageError(f"`{path}` is a folder", "give a file name, for example `image.png`", "output")
-    if target.suffix.lower() not in FORMATS:
-        ending = f"the ending `{target.suffix}`" if target.suffix else "no ending"
-        raise UsageError(f"`{path}` has {ending}", f"use one of {', '.join(FORMATS)}", "output")
-    folder = target.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"`{path}` cannot be written: `{folder}` is no folder that may be written to", "", "output")
-    return target
 
 
 def exif_bytes(metadata: dict[str, Any], limit: int | None = None) -> bytes:
@@ -50,13 +36,13 @@ def exif_bytes(metadata: dict[str, Any], limit: int | None = None) -> bytes:
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The metadata object inside a picture; None where there is none.  Reads the prefixes of mflux 0.9 and 0.24."""
     with Image.open(path) as image:
-        comment = image.getexif().get_ifd(piexif.ExifIFD.UserComment and 0x8769).get(piexif.ExifIFD.UserComment)
+        comment = image.getexif().get_ifd(EXIF_FOLDER).get(piexif.ExifIFD.UserComment)
     if not isinstance(comment, bytes | str):
         return None
     raw = comment.encode("latin-1") if isinstance(comment, str) else comment
     try:
         value = json.loads(raw.removeprefix(b"ASCII\x00\x00\x00").decode("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -70,6 +56,7 @@ def save_picture(
 ) -> Path:
     """Write a picture and return its path: `path`, or with `_1`, `_2`, ... where that exists and is not overwritten."""
     target = check_output(path)
+    check_output_size(target, image.height, image.width)
     kind = FORMATS[target.suffix.lower()]
     options: dict[str, Any] = {} if kind == "PNG" else dict(LOSSY) if kind == "JPEG" else {"lossless": True}
     if metadata:
@@ -116,19 +103,27 @@ def named_free(temporary: Path, target: Path, overwrite: bool) -> Path:
     if overwrite:
         os.replace(temporary, target)
         return target
-    number = 0
-    while True:
-        name = target if number == 0 else target.with_stem(f"{target.stem}_{number}")
+    for number in count():
+        name = target if number == 0 else target.with_name(numbered(target, number))
         try:
             os.link(temporary, name)
             return name
         except FileExistsError:
-            number += 1
+            continue
         except OSError:  # a file system without hard links
             if not name.exists():
                 os.replace(temporary, name)
                 return name
-            number += 1
+    raise AssertionError("counted to the end")
+
+
+def numbered(target: Path, number: int) -> str:
+    """The name with `_1`, ... before its ending, the stem cut where the whole would be too long for a file name."""
+    ending = f"_{number}{target.suffix}"
+    stem = target.stem
+    while len(os.fsencode(stem + ending)) > MAX_NAME_BYTES:
+        stem = stem[:-1]
+    return stem + ending
 
 
 def current_umask() -> int:

@@ -11,9 +11,10 @@ from PIL import Image, ImageOps
 
 from mflux.engine.request import MAX_SIDE
 from mflux.errors import UsageError
+from mflux.paths import expand
 
 PictureSource = str | os.PathLike[str] | Image.Image | np.ndarray
-Image.MAX_IMAGE_PIXELS = MAX_SIDE * MAX_SIDE  # beyond this PIL warns of a decompression bomb; we refuse
+Image.MAX_IMAGE_PIXELS = None  # sides are checked here before a picture is decoded
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,9 @@ class Picture:
 def open_picture(source: PictureSource, field: str) -> Picture:
     """Decode a picture whole.  Raises UsageError, naming `field`, where there is none or it is damaged."""
     image = load(source, field)
-    if max(image.size) > MAX_SIDE:
-        raise UsageError(f"{named(source)} is {image.width} x {image.height} px", f"sides up to {MAX_SIDE} px", field)
     icc = image.info.get("icc_profile")
-    return Picture(np.asarray(plain(image)), icc if isinstance(icc, bytes) else None)
+    fits = isinstance(icc, bytes) and icc[16:20] == b"RGB "  # of a grey or CMYK source it would be wrong for the result
+    return Picture(np.asarray(plain(image)), icc if fits else None)
 
 
 def open_grey(source: PictureSource, field: str) -> Image.Image:
@@ -72,21 +72,38 @@ def load(source: PictureSource, field: str) -> Image.Image:
     if isinstance(source, np.ndarray):
         return from_array(source, field)
     if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source)
+        return decoded(source, "the picture", field)
     if not isinstance(source, str | os.PathLike):
         raise UsageError(f"{type(source).__name__} is no picture", "give a path, a PIL image or a uint8 array", field)
-    path = Path(source).expanduser()
+    path = expand(source, field)
     try:
         with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+            return decoded(image, f"`{path}`", field)
     except FileNotFoundError:
         raise UsageError(f"there is no file `{path}`", "check the path", field) from None
     except IsADirectoryError:
         raise UsageError(f"`{path}` is a folder", "give a picture file", field) from None
+    except UsageError:
+        raise
+    except Exception as error:  # Pillow raises many kinds
+        raise unreadable(f"`{path}`", error, field) from None
+
+
+def decoded(image: Image.Image, name: str, field: str) -> Image.Image:
+    """Every pixel decoded, upright; sides are checked before that."""
+    if min(image.size) < 1 or max(image.size) > MAX_SIDE:
+        problem = f"{name} is {image.width} x {image.height} px"
+        raise UsageError(problem, f"sides up to {MAX_SIDE} px", field)
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's decoders raise many kinds, SyntaxError and struct.error among them
-        problem = f"`{path}` cannot be read as a picture ({error})"
-        raise UsageError(problem, "it may be damaged or of another format; PNG, JPEG and WebP work", field) from None
+        raise unreadable(name, error, field) from None
+
+
+def unreadable(name: str, error: Exception, field: str) -> UsageError:
+    problem = f"{name} cannot be read as a picture ({error})"
+    return UsageError(problem, "it may be damaged or of another format; PNG, JPEG and WebP work", field)
 
 
 def from_array(array: np.ndarray, field: str) -> Image.Image:
@@ -106,15 +123,12 @@ def plain(image: Image.Image) -> Image.Image:
     """RGB, or RGBA where the picture has transparency."""
     if image.mode in ("RGB", "RGBA"):
         return image
-    if image.mode.startswith(("I", "F")):  # 16-bit grey and the like
+    if image.mode.startswith(("I", "F")):  # grey of 16 bits; 32-bit integers and floats come as 8 or 16 bits
         values = np.asarray(image, np.float64)
-        image = Image.fromarray(np.clip(values / (257 if values.max() > 255 else 1) + 0.5, 0, 255).astype(np.uint8))
+        deep = image.mode.startswith("I;16") or values.max() > 255
+        image = Image.fromarray(np.clip(values / (257 if deep else 1) + 0.5, 0, 255).astype(np.uint8))
     transparent = image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info
     return image.convert("RGBA" if transparent else "RGB")
-
-
-def named(source: PictureSource) -> str:
-    return f"`{source}`" if isinstance(source, str | os.PathLike) else "the picture"
 
 
 def describe(source: PictureSource | list[PictureSource], field: str) -> Any:
@@ -122,7 +136,7 @@ def describe(source: PictureSource | list[PictureSource], field: str) -> Any:
     if isinstance(source, list | tuple):
         return [describe(each, field) for each in source]
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
+        path = expand(source, field)
         return {"path": str(path.absolute()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return {"sha256": hashlib.sha256(open_picture(source, field).pixels.tobytes()).hexdigest()}
 

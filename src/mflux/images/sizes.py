@@ -45,8 +45,8 @@ def fit(image: Image.Image, height: int, width: int, cover: bool) -> Image.Image
     """Scale with the proportions kept, centred: inside the size with the borders filled by the outermost rows or
     columns, or (`cover`) over it with the overflow cut.  Source: VaeImageProcessor's resize modes `fill` and `crop`."""
     wide = width * image.height > height * image.width if not cover else width * image.height < height * image.width
-    scaled_width = height * image.width // image.height if wide else width
-    scaled_height = height if wide else width * image.height // image.width
+    scaled_width = max(1, height * image.width // image.height) if wide else width
+    scaled_height = height if wide else max(1, width * image.height // image.width)
     scaled = image.resize((scaled_width, scaled_height), Image.Resampling.LANCZOS)
     result = Image.new(image.mode, (width, height))
     left, top = width // 2 - scaled_width // 2, height // 2 - scaled_height // 2

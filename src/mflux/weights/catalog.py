@@ -4,11 +4,14 @@ Rows are keyed by (family, task), so that `--model tiny` can mean the row of the
 """
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mflux.errors import UsageError
+from mflux.paths import expand
 
+MAX_HUB_ID = 96
 BUILT_IN = Path(__file__).parent.parent / "tiny"
 
 
@@ -72,6 +75,17 @@ def require(name: str, field_name: str) -> Row:
 
 def nearest(name: str) -> str:
     """A hint with the names that look most like `name`."""
-    close = difflib.get_close_matches(name.lower(), BY_NAME, n=3, cutoff=0.4)
+    close = difflib.get_close_matches(name[:100].lower(), BY_NAME, n=3, cutoff=0.4)
     names = ", ".join(f"`{each}`" for each in close or ("schnell", "dev", "tiny"))
     return f"did you mean {names}?  Or give a folder, or a hub id such as `black-forest-labs/FLUX.1-dev`"
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no alias, no existing path and no hub id, before anything heavy is imported."""
+    if find(name) or expand(name, "model").exists():
+        return
+    plausible = re.fullmatch(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", name, re.ASCII) and len(name) <= MAX_HUB_ID
+    if not plausible or name.startswith(f"{ROWS[-1].family}/") or ".." in name or "--" in name:
+        looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+        problem = f"there is no folder `{name}`" if looks_like_path else f"unknown model `{name[:100]}`"
+        raise UsageError(problem, nearest(name), "model")

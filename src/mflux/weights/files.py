@@ -1,4 +1,4 @@
-"""Safetensors checkpoints: headers checked before a byte of weights is read, tensors read one at a time.
+"""Checkpoint files, safetensors and GGUF: headers checked before a byte of weights is read, tensors one at a time.
 
 A file can be wrong in these ways, each with its own message: it is absent; shorter than its header says; its header is
 too large, no JSON, or no table of tensors; a tensor has an unknown type, a negative size, bytes outside the file, or
@@ -8,6 +8,7 @@ bytes that do not fit its shape; an index names a shard that is absent or a tens
 import json
 import math
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,10 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "BOOL": "?"}
 NUMPY |= {f"{sign}{bits}": f"<{sign.lower()}{bits // 8}" for sign in "IU" for bits in (8, 16, 32, 64)}
 BYTES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()}
+MAX_NAME = 255  # bytes of a file name
+# GGUF types whose unpacking was compared with the oracle's numbers.
+GGUF_TYPES = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
+GGUF_TYPES |= {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}
 STEMS = ("diffusion_pytorch_model", "model")
 DAMAGED = "the file is incomplete or damaged; copy or download it again"
 
@@ -68,16 +73,20 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int]:
         raise ModelError(f"`{path}` cannot be read ({error.strerror or error})", DAMAGED) from None
     except (ValueError, RecursionError):
         raise ModelError(f"`{path}` has a damaged header", DAMAGED) from None
-    if not isinstance(header, dict):
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(map(is_text, (*header, *metadata, *metadata.values()))):
         raise ModelError(f"`{path}` has a damaged header", DAMAGED)
     return header, total - 8 - length
+
+
+def is_text(value: Any) -> bool:
+    """True for strings that can be written: JSON's escapes can also spell lone surrogates."""
+    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one file, safetensors or GGUF, checked against the file's size."""
     if path.suffix == ".gguf":
-        from mflux.weights.gguf_files import read_gguf_header
-
         return read_gguf_header(path)
     header, room = raw_header(path)
     header.pop("__metadata__", None)
@@ -85,23 +94,23 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {name: check_entry(path, name, entry, begin, room) for name, entry in header.items()}
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, str]:
     """The free-form metadata in a safetensors header."""
-    metadata = raw_header(path)[0].get("__metadata__")
-    return metadata if isinstance(metadata, dict) else {}
+    return dict(raw_header(path)[0].get("__metadata__", {}))
 
 
 def check_entry(path: Path, name: str, entry: Any, begin: int, room: int) -> TensorInfo:
     """One header entry as a TensorInfo, its bytes inside the `room` that begins at byte `begin` of the file."""
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)) and start <= end <= room
+        sound = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and start <= end <= room
     except (TypeError, KeyError, ValueError):
         raise ModelError(f"`{path}`: the header entry of tensor `{name}` is damaged", DAMAGED) from None
     if not sound:
         raise ModelError(f"`{path}`: tensor `{name}` lies outside the file, which is cut short or damaged", DAMAGED)
-    if dtype not in BYTES:
-        raise ModelError(f"`{path}`: tensor `{name}` has the type `{dtype}`, which is not supported")
+    if not isinstance(dtype, str) or dtype not in BYTES:
+        problem = f"`{path}`: tensor `{name}` has the type `{dtype}`, which is not supported"
+        raise ModelError(problem, f"supported: {', '.join(BYTES)}")
     if end - start != math.prod(shape) * BYTES[dtype]:
         raise ModelError(f"`{path}`: tensor `{name}` has {end - start} bytes, but shape {shape} of {dtype}", DAMAGED)
     return TensorInfo(path, name, dtype, shape, begin + start)
@@ -126,8 +135,8 @@ def sharded(index: Path) -> dict[str, TensorInfo]:
         raise ModelError(f"`{index}` has no table `weight_map` of tensor and file names", DAMAGED)
     shards = {}
     for file in sorted(set(names.values())):
-        if Path(file).name != file or not (index.parent / file).is_file():
-            raise ModelError(f"shard `{file}`, named in `{index}`, is missing", "download the model again")
+        if Path(file).name != file or len(file) > MAX_NAME or not (index.parent / file).is_file():
+            raise ModelError(f"shard `{file[:60]}`, named in `{index}`, is missing", "download the model again")
         shards[file] = read_header(index.parent / file)
     lost = [name for name, file in names.items() if name not in shards[file]]
     if lost:
@@ -138,8 +147,6 @@ def sharded(index: Path) -> dict[str, TensorInfo]:
 def read_tensor(info: TensorInfo, rows: slice | None = None) -> mx.array:
     """One tensor, or some of its rows; only those bytes are read, and nothing is kept."""
     if info.offset < 0:
-        from mflux.weights.gguf_files import read_gguf_tensor
-
         array = read_gguf_tensor(info)
         return array if rows is None else array[rows]
     raw: np.ndarray = np.zeros(info.shape, NUMPY[info.dtype])
@@ -153,3 +160,40 @@ def read_tensor(info: TensorInfo, rows: slice | None = None) -> mx.array:
     if info.dtype == "F8_E4M3":
         return mx.from_fp8(mx.array(raw), mx.bfloat16)  # every one of its numbers is a bfloat16
     return mx.array(raw)
+
+
+@lru_cache(maxsize=2)
+def gguf_tensors(path: Path, modified: int) -> dict[str, Any]:
+    from gguf import GGUFReader
+
+    try:
+        return {tensor.name: tensor for tensor in GGUFReader(path, "r").tensors}
+    except Exception as error:  # the reader checks little itself: IndexError, ValueError, UnicodeDecodeError, ...
+        raise ModelError(f"`{path}` is no GGUF file, or damaged ({error})", DAMAGED) from None
+
+
+def read_gguf_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a GGUF file.  Raises ModelError for a damaged file or a type that cannot be unpacked."""
+    try:
+        modified = path.stat().st_mtime_ns
+    except OSError as error:
+        raise ModelError(f"`{path}` cannot be read ({error.strerror})", DAMAGED) from None
+    infos = {}
+    for name, tensor in gguf_tensors(path, modified).items():
+        kind = tensor.tensor_type.name
+        if kind not in GGUF_TYPES:
+            raise ModelError(
+                f"`{path}`: tensor `{name}` has the type {kind}, which is not supported",
+                f"use a file with one of {', '.join(sorted(GGUF_TYPES))}",
+            )
+        infos[name] = TensorInfo(path, name, kind, tuple(int(side) for side in reversed(tensor.shape)))
+    return infos
+
+
+def read_gguf_tensor(info: TensorInfo) -> mx.array:
+    """One tensor, unpacked to float32 (F16 and BF16 hold exact values, so nothing is lost)."""
+    from gguf.quants import dequantize
+
+    tensor = gguf_tensors(info.file, info.file.stat().st_mtime_ns)[info.name]
+    values = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+    return mx.array(values.reshape(info.shape))

@@ -23,8 +23,12 @@ from mflux.models.vae import Vae, VaeConfig
 from mflux.weights.files import TensorInfo, read_header, read_json, read_tensor, tensors_in
 from mflux.weights.layouts import AUTOENCODER, BFL, spellings
 
-QUANTIZE_BITS = (3, 4, 5, 6, 8)
 GROUP_SIZE = 64
+MAX_LAYERS, MAX_SIZE = 1000, 2**20  # beyond these a config.json is damaged
+LAYER_COUNTS = ("num_layers", "num_single_layers", "layers_per_block", "num_hidden_layers")
+FOREIGN_HINT = "it belongs to another kind of model, or is saved in a layout that is not known here"
+CONFIG_HINT = "the file is damaged, or belongs to another kind of model"
+FLOATS = ("F16", "BF16", "F32")
 
 
 class NetworkKind(NamedTuple):
@@ -75,21 +79,8 @@ def read_config(part: str, folder: Path) -> Any:
     raw, values = read_json(path), {}
     for each in fields(kind):
         value = raw.get(each.name)
-        if value is None:
-            continue  # diffusers writes null for "the default", for example out_channels
-        default = each.default
-        if isinstance(default, tuple):
-            sound = isinstance(value, list) and value and all(type(n) is int and n > 0 for n in value)
-            value = tuple(value) if sound else value
-        elif isinstance(default, bool):
-            sound = isinstance(value, bool)
-        elif isinstance(default, int):
-            sound = type(value) is int and value >= 0
-        else:
-            sound = isinstance(value, str if isinstance(default, str) else (int, float)) and not isinstance(value, bool)
-        if not sound:
-            raise ModelError(f"`{path}`: `{each.name}` is {value!r}, which is no size", "is this the right config?")
-        values[each.name] = value
+        if value is not None:  # diffusers writes null for "the default", for example out_channels
+            values[each.name] = check_size(path, each.name, value, each.default)
     if part == "transformer" and not raw.get("out_channels"):
         values["out_channels"] = values.get("in_channels", TransformerConfig.in_channels)
     config = kind(**values)
@@ -97,19 +88,53 @@ def read_config(part: str, folder: Path) -> Any:
     return config
 
 
+def check_size(path: Path, name: str, value: Any, default: Any) -> Any:
+    """One value of a config.json, of its default's kind and in a sane range.  Raises ModelError."""
+    if isinstance(default, bool):
+        sound = isinstance(value, bool)
+    elif isinstance(default, tuple):
+        sound = isinstance(value, list) and len(value) == len(default) and all(whole(n, 0, MAX_SIZE) for n in value)
+        value = tuple(value) if sound else value
+    elif isinstance(default, int):
+        counts = name in LAYER_COUNTS
+        low, high = (0, MAX_LAYERS) if counts else (0, 2**31 - 1) if name.endswith("_id") else (1, MAX_SIZE)
+        sound = whole(value, low, high)
+    elif isinstance(default, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_SIZE
+        sound = number and (value > 0 or not name.endswith(("eps", "epsilon", "scaling_factor")))
+    else:
+        sound = isinstance(value, str)
+    if not sound:
+        shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:50]}..."
+        raise ModelError(f"`{path}`: `{name}` is {shown}, which is no size of a model", CONFIG_HINT)
+    return value
+
+
+def whole(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
 def check_config(path: Path, config: Any) -> None:
     """Refuse sizes that contradict each other."""
-    if isinstance(config, TransformerConfig) and (
-        sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope)
-    ):
-        raise ModelError(
-            f"`{path}`: `axes_dims_rope` {config.axes_dims_rope} should be even and add up to "
-            f"`attention_head_dim` {config.attention_head_dim}"
-        )
-    if isinstance(config, ClipConfig) and config.hidden_act not in ACTIVATIONS:
-        raise ModelError(f"`{path}`: `hidden_act` is `{config.hidden_act}`; known: {', '.join(ACTIVATIONS)}")
-    if isinstance(config, VaeConfig) and any(n % config.norm_num_groups for n in config.block_out_channels):
-        raise ModelError(f"`{path}`: `norm_num_groups` {config.norm_num_groups} does not divide `block_out_channels`")
+    problem = ""
+    if isinstance(config, TransformerConfig):
+        if sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope):
+            sizes = f"{config.axes_dims_rope} should be even and add up to `attention_head_dim`"
+            problem = f"`axes_dims_rope` {sizes} {config.attention_head_dim}"
+    elif isinstance(config, ClipConfig):
+        if config.hidden_act not in ACTIVATIONS:
+            problem = f"`hidden_act` is `{config.hidden_act[:60]}`; known: {', '.join(ACTIVATIONS)}"
+        elif config.hidden_size % config.num_attention_heads:
+            problem = f"`num_attention_heads` {config.num_attention_heads} does not divide `hidden_size`"
+    elif isinstance(config, T5Config):
+        if config.relative_attention_num_buckets % 4 or config.relative_attention_max_distance <= (
+            config.relative_attention_num_buckets // 4
+        ):
+            problem = "`relative_attention_num_buckets` and `relative_attention_max_distance` make no buckets"
+    elif any(n == 0 or n % config.norm_num_groups for n in config.block_out_channels):
+        problem = f"`norm_num_groups` {config.norm_num_groups} does not divide `block_out_channels`"
+    if problem:
+        raise ModelError(f"`{path}`: {problem}", CONFIG_HINT)
 
 
 def expected_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -158,8 +183,16 @@ def check(part: str, place: Path, network: nn.Module) -> dict[str, Source]:
             )
     for name in found:
         if name not in expected and not re.fullmatch(kind.tolerated, name):
-            raise ModelError(f"`{place}` holds a tensor `{name}` that this network has no place for")
+            raise ModelError(f"`{place}` holds a tensor `{name}` that this network has no place for", FOREIGN_HINT)
+    wrong = next((name for name in expected if not stores_numbers(found[name].info)), None)
+    if wrong:
+        raise ModelError(f"`{place}`: tensor `{wrong}` has the type {found[wrong].info.dtype}", f"weights are {FLOATS}")
     return {name: found[name] for name in expected}
+
+
+def stores_numbers(info: TensorInfo) -> bool:
+    """True for types that hold weights: floats, and everything that a GGUF file packs."""
+    return info.offset < 0 or info.dtype in (*FLOATS, "F8_E4M3")
 
 
 def folder_sources(part: str, folder: Path) -> dict[str, Source]:
@@ -184,7 +217,7 @@ def file_sources(part: str, path: Path, expected: dict[str, tuple[int, ...]]) ->
             continue
         rule = rules.get(module)
         if rule is None or leaf not in ("weight", "bias", "scale"):
-            raise ModelError(f"`{path}` holds a tensor `{name}` that this network has no place for")
+            raise ModelError(f"`{path}` holds a tensor `{name}` that this network has no place for", FOREIGN_HINT)
         scales = [
             infos[f"{module}.{scale}"] for scale in SCALE_LEAVES if leaf == "weight" and f"{module}.{scale}" in infos
         ]
@@ -196,7 +229,8 @@ def file_sources(part: str, path: Path, expected: dict[str, tuple[int, ...]]) ->
             found[full] = Source(info, rows, rule.op, scales[0] if scales else None)
             start += height
         if len(rule.ours) > 1 and info.shape[0] != start:
-            raise ModelError(f"`{path}`: tensor `{name}` has {info.shape[0]} rows, but its parts need {start}")
+            problem = f"`{path}`: tensor `{name}` has {info.shape[0]} rows, but its parts need {start}"
+            raise ModelError(problem, FOREIGN_HINT)
     return found
 
 
@@ -209,17 +243,28 @@ def own_tensors(part: str, path: Path) -> dict[str, TensorInfo]:
     return infos
 
 
+def open_network(part: str, place: Path, config: Any = None) -> tuple[Any, dict[str, Source]]:
+    """An empty network and the sources of its weights, all checked; reads headers only.
+
+    part: a key of KINDS.  place: its folder, or a single file.  config: sizes in place of the place's own.
+    """
+    network = KINDS[part].build(config or read_config(part, place))
+    return network, check(part, place, network)
+
+
 def load_network(
     part: str, place: Path, dtype: mx.Dtype | None = None, bits: int | None = None, config: Any = None
 ) -> Any:
-    """Build and fill one network.  part: a key of KINDS.  place: its folder, or a single file.
+    """Build and fill one network; see `open_network` and `fill`."""
+    return fill(part, *open_network(part, place, config), dtype, bits)
+
+
+def fill(part: str, network: Any, sources: dict[str, Source], dtype: mx.Dtype | None, bits: int | None) -> Any:
+    """Read, convert and quantize tensor by tensor; the peak is the result and one module more.
 
     dtype: of the weights and so of the activations; None: float32 on the CPU, as stored on a GPU (bfloat16 where that
     cannot compute).  bits: quantize every Linear and Embedding whose input is a multiple of 64, in groups of 64.
-    config: sizes to use in place of the place's own.
     """
-    network = KINDS[part].build(config or read_config(part, place))
-    sources = check(part, place, network)
     dtype = dtype or (mx.float32 if on_cpu() else None)
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
@@ -228,9 +273,8 @@ def load_network(
             continue
         for name, full in own.items():
             source = sources[full]
-            packed = source.info.dtype not in ("F32", "F16", "BF16")
             tensor = source.read().reshape(source.shape[: module[name].ndim])
-            module[name] = convert(tensor, dtype or (mx.bfloat16 if packed else None))
+            module[name] = convert(tensor, dtype or (None if source.info.dtype in FLOATS else mx.bfloat16))
         quantized = quantize_module(module, bits) if bits and part != "vae" else None
         if quantized is not None:
             put(network, path, quantized)

@@ -1,18 +1,20 @@
-"""From what the user calls a model to the folders of its parts: alias, hub id, or a local folder.
+"""From what the user calls a model to the folders of its parts: alias, hub id, local folder, or single file.
 
 Offline first: a finished download is used without asking the network.  Nothing falls back silently.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from mflux.errors import ModelError, UsageError
-from mflux.weights.catalog import BUILT_IN, BY_NAME, TASK_CHANNELS, Row, by_repo, find, nearest, require
-from mflux.weights.files import read_json
+from mflux.paths import expand
+from mflux.weights.catalog import BUILT_IN, BY_NAME, TASK_CHANNELS, Row, by_repo, check_name, find, nearest, require
+from mflux.weights.files import tensors_in
+from mflux.weights.load import config_from_shapes, read_config
 
 NETWORKS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
+TOKENIZER_FILES = {"tokenizer": ("vocab.json", "tokenizer.json"), "tokenizer_2": ("tokenizer.json", "spiece.model")}
 PATTERNS = [f"{part}/*{end}" for part in PARTS for end in (".json", ".safetensors", ".txt", ".model")]
 
 
@@ -31,22 +33,33 @@ def resolve(name: str, task: str = "base", base_model: str | None = None) -> Mod
     base_model: the alias whose defaults a third-party model uses.  Raises UsageError for a name that means nothing,
     ModelError for a model that is incomplete or cannot be downloaded.
     """
+    check_name(name)
     given = require(base_model, "base_model") if base_model else None
     row = find(name, task)
     if row and row.folder:
         return built_in(row)
-    folder = Path(name).expanduser()
     if row:
         return in_folder(name, given or row, download(row.repo))
-    if folder.is_dir():
-        return in_folder(name, given, folder)
-    if folder.is_file():
-        raise UsageError(f"`{name}` is a file", "give the folder of a model in the diffusers layout", "model")
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or not all(name.split("/")):
-        looks_like_path = os.sep in name
-        problem = f"there is no folder `{name}`" if looks_like_path else f"unknown model `{name}`"
-        raise UsageError(problem, nearest(name), "model")
+    place = expand(name, "model")
+    if place.is_dir():
+        return in_folder(name, given, place)
+    if place.is_file():
+        return single_file(name, given, place)
     return in_folder(name, given or by_repo(name), download(name))
+
+
+def single_file(name: str, row: Row | None, path: Path) -> ModelSource:
+    """A transformer in one file; the other parts are its family's, an `ae.safetensors` beside it is the autoencoder."""
+    if path.suffix not in (".safetensors", ".gguf"):
+        raise UsageError(
+            f"`{name}` is no checkpoint", "safetensors and GGUF files are read, nothing that runs code", "model"
+        )
+    config = config_from_shapes(path)
+    row = row or row_for(config.in_channels, config.guidance_embeds)
+    family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
+    autoencoder = path.parent / "ae.safetensors"
+    folders = {**family.folders, "transformer": path} | ({"vae": autoencoder} if autoencoder.is_file() else {})
+    return ModelSource(name, row, folders)
 
 
 def built_in(row: Row) -> ModelSource:
@@ -68,35 +81,36 @@ def in_folder(name: str, row: Row | None, folder: Path) -> ModelSource:
             "give a folder in the diffusers layout, with `transformer`, `vae`, `text_encoder`, `text_encoder_2`",
             "model",
         )
-    return ModelSource(name, row or guess_row(folders["transformer"]), folders)
+    if row is None:
+        config = read_config("transformer", folders["transformer"])
+        row = row_for(config.in_channels, config.guidance_embeds)
+    return ModelSource(name, row, folders)
 
 
-def guess_row(transformer: Path) -> Row:
+def row_for(in_channels: int, guidance_embeds: bool) -> Row:
     """The row whose defaults fit a transformer, by its input channels and guidance embedding."""
-    config = read_json(transformer / "config.json")
-    if config.get("in_channels") == TASK_CHANNELS["fill"]:
-        return BY_NAME["fill"]
-    if config.get("in_channels") == TASK_CHANNELS["depth"]:
-        return BY_NAME["depth"]
-    return BY_NAME["dev" if config.get("guidance_embeds") else "schnell"]
+    task = {TASK_CHANNELS["fill"]: "fill", TASK_CHANNELS["depth"]: "depth"}.get(in_channels)
+    return BY_NAME[task or ("dev" if guidance_embeds else "schnell")]
 
 
 def download(repo: str) -> Path:
     """The local snapshot of a hub repository, downloaded if it is not there yet."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     def snapshot(offline: bool) -> Path:
         return Path(snapshot_download(repo, allow_patterns=PATTERNS, local_files_only=offline))
 
     try:
         found = snapshot(offline=True)
-        if all((found / part).is_dir() for part in NETWORKS):
-            return found
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        pass  # not downloaded yet
+        check_whole(found)
+        return found
+    except HFValidationError:
+        raise UsageError(f"unknown model `{repo}`", nearest(repo), "model") from None
+    except (ModelError, OSError, ValueError):
+        pass  # not downloaded yet, or not to the end
     try:
-        return snapshot(offline=False)
+        found = snapshot(offline=False)
     except GatedRepoError:
         raise ModelError(
             f"`{repo}` asks you to accept its licence first",
@@ -106,8 +120,22 @@ def download(repo: str) -> Path:
         raise ModelError(
             f"the hub has no model `{repo}`, or it is private", "check the name; `hf auth login`"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
             f"`{repo}` is not on this machine and cannot be downloaded ({str(error).splitlines()[0]})",
             "connect to the network, give a local folder, or try the built-in `--model tiny`",
         ) from None
+    try:
+        check_whole(found)
+    except ModelError as error:
+        raise ModelError(f"the download of `{repo}` is incomplete: {error.problem}", "run the command again") from None
+    return found
+
+
+def check_whole(folder: Path) -> None:
+    """Raise ModelError where a download lacks something: an interrupted one is not taken for a model."""
+    for part in NETWORKS:
+        tensors_in(folder / part)
+    for part, names in TOKENIZER_FILES.items():
+        if not any((folder / part / name).is_file() for name in names):
+            raise ModelError(f"`{folder / part}` has none of {', '.join(names)}", "download the model again")
