@@ -1,11 +1,15 @@
 """The table of commands: each flag has a reader, and help costs nothing."""
 
+import json
 import subprocess
 import sys
 from dataclasses import fields
 from inspect import signature
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
@@ -65,3 +69,17 @@ def test_help_lists_every_flag_and_imports_nothing_heavy(command):
     assert done.returncode == 0 and done.stdout.endswith("HEAVY\n") and done.stderr == ""
     for option in BY_NAME[command].options:
         assert all(flag in done.stdout for flag in option.flags.split())
+
+
+def test_a_lora_is_drawn_with_and_told_in_the_metadata(cli, oracle_model, tmp_path):
+    random = np.random.default_rng(0)
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {f"{layer}.lora_A.weight": random.standard_normal((4, 48), np.float32)}
+    tensors[f"{layer}.lora_B.weight"] = random.standard_normal((48, 4), np.float32)
+    file = tmp_path / "ink.safetensors"
+    save_file(tensors, file)
+    size = ("--height", "16", "--width", "16", "--steps", "1", "--max-sequence-length", "8")
+    lora = ("--lora-paths", file, "--lora-scales", "0.5", "--metadata")
+    assert cli("--prompt", "x", "--model", oracle_model("dev"), *size, *lora).code == 0
+    told = json.loads(Path("image.json").read_text())
+    assert (told["lora_paths"], told["lora_scales"]) == ([str(file)], [0.5])

@@ -96,7 +96,11 @@ def draw(command: Command, values: dict[str, Any]) -> None:
 
     from mflux.engine.flux import Flux1
 
-    options = {name: values[name] for name in ("quantize", "vae_tiling", "force") if name in values}
+    options = {
+        name: values[name]
+        for name in ("quantize", "lora_paths", "lora_scales", "vae_tiling", "force")
+        if name in values
+    }
     flux = Flux1(model, base_model=base_model, task=command.task, **options)
     rest = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)

@@ -70,6 +70,12 @@ MODELS = (
     Option("--base-model", "Flux1.base_model", "alias whose defaults a third-party model uses"),
     Option("--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}),
 )
+ADAPTERS = (
+    Option(
+        "--lora-paths", "Flux1.lora_paths", "LoRA files, PEFT folders, or names in LORA_LIBRARY_PATH", {"nargs": "+"}
+    ),
+    Option("--lora-scales", "Flux1.lora_scales", "one number a LoRA (default 1)", {"type": real, "nargs": "+"}),
+)
 DRAWING = (
     Option(
         "--seed",
@@ -93,4 +99,4 @@ OUTPUTS = (
     Option("--metadata", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}),
     Option("--no-metadata", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
 )
-SHARED = (*PROMPTS, *MODELS, *DRAWING, *OUTPUTS)
+SHARED = (*PROMPTS, *MODELS, *ADAPTERS, *DRAWING, *OUTPUTS)
