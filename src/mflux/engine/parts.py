@@ -38,7 +38,9 @@ class Parts:
         self.source, self.bits, self.loras = source, bits, loras
         self._networks: dict[str, Any] = {}
         self._precision: str | None = None
-        self._opened: dict[str, tuple[Any, dict[str, Source]]] = {}
+        self._empty: dict[str, Any] = {}  # networks that are built, but not loaded
+        self._sources: dict[str, dict[str, Source]] = {}
+        self._bytes: dict[tuple[str, str | None], int] = {}
 
     @cached_property
     def transformer_config(self) -> TransformerConfig:
@@ -50,35 +52,27 @@ class Parts:
     @cached_property
     def lora_files(self) -> list[LoraFile]:
         """The LoRAs, checked against networks that are built but not loaded."""
-        parts = {part: self.opened(part)[0] for part in ADAPTABLE} if self.loras else {}
+        parts = {part: self.empty(part) for part in ADAPTABLE} if self.loras else {}
         return [read_lora(path, scale, parts) for path, scale in self.loras]
 
-    def opened(self, part: str) -> tuple[Any, dict[str, Source]]:
-        """A network without its weights, and where they are; every tensor checked."""
-        if part not in self._opened:
-            self._opened[part] = open_network(part, self.source.folders[part])
-        return self._opened[part]
+    def empty(self, part: str) -> Any:
+        """A network without its weights, every tensor of its file checked."""
+        if part not in self._empty:
+            self._empty[part], self._sources[part] = open_network(part, self.source.folders[part])
+        return self._empty[part]
 
     def check(self) -> None:
         """Raise ModelError where weights are damaged or the parts do not belong together.  Reads headers only."""
-        text, pooled = self.opened("text_encoder_2")[0].config, self.opened("text_encoder")[0].config
-        transformer, vae = self.opened("transformer")[0].config, self.opened("vae")[0].config
-        pairs = {
-            "T5's `d_model` and the transformer's `joint_attention_dim`": (
-                text.d_model,
-                transformer.joint_attention_dim,
-            ),
-            "CLIP's `hidden_size` and the transformer's `pooled_projection_dim`": (
-                pooled.hidden_size,
-                transformer.pooled_projection_dim,
-            ),
-            "the autoencoder's channels and the transformer's `out_channels`": (
-                vae.latent_channels * PATCH * PATCH,
-                transformer.out_channels,
-            ),
-            "the autoencoder's channels and FLUX.1's": (vae.latent_channels, LATENT_CHANNELS),
+        if len(self._sources) == len(NETWORKS):
+            return  # checked before
+        transformer, clip, t5, vae = (self.empty(part).config for part in NETWORKS)
+        same = {
+            "`text_encoder_2`'s width and the transformer's": (t5.d_model, transformer.joint_attention_dim),
+            "`text_encoder`'s width and the transformer's": (clip.hidden_size, transformer.pooled_projection_dim),
+            "`vae`'s channels and the transformer's": (vae.latent_channels * PATCH**2, transformer.out_channels),
+            "`vae`'s channels and FLUX.1's": (vae.latent_channels, LATENT_CHANNELS),
         }
-        for what, (one, other) in pairs.items():
+        for what, (one, other) in same.items():
             if one != other:
                 raise ModelError(f"{what} differ: {one} and {other}", "these parts are of different models")
 
@@ -100,8 +94,12 @@ class Parts:
 
     def weight_bytes(self, part: str, precision: str | None) -> int:
         """Memory of a part once loaded.  Raises ModelError for a damaged file."""
-        sources = self.opened(part)[1].values()
-        return math.ceil(sum(self._tensor_bytes(part, source, precision) for source in sources))
+        if part not in self._sources:
+            self.empty(part)
+        if (part, precision) not in self._bytes:
+            sizes = (self._tensor_bytes(part, source, precision) for source in self._sources[part].values())
+            self._bytes[part, precision] = math.ceil(sum(sizes))
+        return self._bytes[part, precision]
 
     def _tensor_bytes(self, part: str, source: Source, precision: str | None) -> float:
         size = math.prod(source.shape)
@@ -119,8 +117,8 @@ class Parts:
         """A network, loaded if it is not there."""
         if part not in self._networks:
             dtype = PRECISION[self._precision] if self._precision else None
-            network = fill(part, *self.opened(part), dtype, self.bits)
-            del self._opened[part]  # it is the network now; after a release it is opened anew
+            self.empty(part)
+            network = fill(part, self._empty.pop(part), self._sources[part], dtype, self.bits)
             attach(self.lora_files, {part: network})
             self._networks[part] = network
         return self._networks[part]
