@@ -14,9 +14,8 @@ import torch
 from captions import caption, phrase
 from clock import WORK, log
 from latents import CAPTIONS_PER_SCENE, Codec, pack, token_ids, token_labels
-from PIL import Image, ImageDraw
 from torch import Tensor
-from world import SIDE, Scene, box, draw, sample_scene
+from world import SIDE, Scene, box, draw, hole_around, sample_scene
 
 HOLES_FILE = WORK / "holes.pt"
 
@@ -34,19 +33,6 @@ def random_hole(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, int
         return np.ones((SIDE, SIDE), dtype=bool), None
     half = [(0, 0, 0.5, 1), (0.5, 0, 1, 1), (0, 0, 1, 0.5), (0, 0.5, 1, 1)][int(rng.integers(4))]
     return hole_around(half), None
-
-
-def hole_around(edges: tuple[float, float, float, float], ellipse: bool = False) -> np.ndarray:
-    """A box in fractions of the side as a mask, or the ellipse around it."""
-    picture = Image.new("L", (SIDE, SIDE))
-    left, top, right, bottom = (edge * SIDE for edge in edges)
-    pen = ImageDraw.Draw(picture)
-    if not ellipse:
-        pen.rectangle((round(left), round(top), round(right) - 1, round(bottom) - 1), fill=255)
-    else:
-        wide, high = 0.2 * (right - left), 0.2 * (bottom - top)
-        pen.ellipse((left - wide, top - high, right + wide, bottom + high), fill=255)
-    return np.asarray(picture) > 127
 
 
 def mask_channels(masks: np.ndarray) -> Tensor:

@@ -286,3 +286,16 @@ def main(path: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+
+
+def hole_around(edges: tuple[float, float, float, float], ellipse: bool = False) -> np.ndarray:
+    """A box in fractions of the side as a mask, or the ellipse around it."""
+    picture = Image.new("L", (SIDE, SIDE))
+    left, top, right, bottom = (edge * SIDE for edge in edges)
+    pen = ImageDraw.Draw(picture)
+    if not ellipse:
+        pen.rectangle((round(left), round(top), round(right) - 1, round(bottom) - 1), fill=255)
+    else:
+        wide, high = 0.2 * (right - left), 0.2 * (bottom - top)
+        pen.ellipse((left - wide, top - high, right + wide, bottom + high), fill=255)
+    return np.asarray(picture) > 127

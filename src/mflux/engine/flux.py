@@ -68,7 +68,9 @@ class Flux1:
         if quantize is not None:
             check_choice("quantize", quantize, QUANTIZE)
         self.loras = paired(lora_paths or (), lora_scales or ())
-        found = resolve(model_config, task, base_model) if isinstance(model_config, str) else model_config
+        found = model_config
+        if not isinstance(found, ModelSource):
+            found = resolve(str(found), task, base_model)
         self.parts = Parts(found, quantize, [(find_lora(path), scale) for path, scale in self.loras])
         self.quantize, self.base_model, self.vae_tiling, self.force = quantize, base_model, vae_tiling, force
         # Normal noise for the posteriors by role (`image`, `masked`), for comparisons with diffusers, which samples
