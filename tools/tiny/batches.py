@@ -65,6 +65,12 @@ def fill_batch(data: dict[str, Tensor], size: int) -> Batch:
     )
 
 
+def draw_texts(data: Latents, size: int) -> tuple[Tensor, Tensor]:
+    """Captions without their pictures: T5 ids and places (size, 32)."""
+    rows, told = torch.randint(len(data.latents), (size,)), torch.randint(data.t5_ids.shape[1], (size,))
+    return data.t5_ids[rows, told].long(), data.places[rows, told].long()
+
+
 def object_weights(objects: Tensor, placed: Tensor) -> Tensor:
     """3 to 5 for tokens at objects (small objects more), 1 elsewhere and where the caption does not say where.
 

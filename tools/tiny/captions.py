@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from world import Scene, Thing, sample_scene
+from world import COLORS, RADIUS_ALONE, SHAPES, STYLES, Scene, Thing, sample_scene
 
 LONGEST = 22  # T5 tokens without the end token
 PLACES = {
@@ -20,6 +20,7 @@ PLACES = {
     "bottom": ("at the bottom",),
     "center": ("in the center", "in the middle"),
 }
+DESCRIBING = {*COLORS, *SHAPES, *STYLES, *RADIUS_ALONE, "dot"}
 RELATIONS = {"left": ("to the left of", "to the right of"), "top": ("above", "below")}
 PREPOSITIONS = ("on", "on", "on", "with", "against")
 
@@ -62,9 +63,45 @@ def with_article(words: str, rng: np.random.Generator) -> str:
     return ("an " if vowel else "a ") + words
 
 
+def pieces(text: str) -> list[str]:
+    """The T5 tokens of a caption: each word of the world is one piece, and so is each mark."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
 def tokens(text: str) -> int:
-    """T5 tokens of a caption: each word of the world is one piece, and so is each mark."""
-    return len(re.findall(r"\w+|[^\w\s]", text))
+    return len(pieces(text))
+
+
+def place_labels(told: Caption, scene: Scene) -> list[int]:
+    """For each token the place (1 + index in PLACES) of the object that it describes; 0 where there is none to tell."""
+    words = pieces(told.text)
+    if not told.placed:
+        return [0] * len(words)
+    if len(scene.things) == 1:
+        first = second = scene.things[0].place
+        middle = len(words)
+    else:
+        middle, first = _where_the_first_ends(words)
+        second = next(thing.place for thing in scene.things if thing.place != first)
+    return [_label(words, i, first if i < middle else second) for i in range(len(words))]
+
+
+def _where_the_first_ends(words: list[str]) -> tuple[int, str]:
+    """Index of the word between two objects, and the place of the first one named."""
+    for i, word in enumerate(words):
+        if word == "and":
+            return i, next(name for name in ("left", "right", "top", "bottom") if name in words[:i])
+        if word in ("above", "below"):
+            return i, "top" if word == "above" else "bottom"
+        if word == "of" and words[i - 1] in ("left", "right"):
+            return i, words[i - 1]
+    raise ValueError(f"no second object in {words}")
+
+
+def _label(words: list[str], index: int, place: str) -> int:
+    word, after = words[index], words[index + 1] if index + 1 < len(words) else ""
+    describes = word in DESCRIBING and after not in ("background", "image")
+    return 1 + list(PLACES).index(place) if describes else 0
 
 
 def _pick(rng: np.random.Generator, *choices: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from captions import caption
+from captions import caption, place_labels
 from clock import WORK, log
 from diffusers import AutoencoderKL
 from train_vae import VAE_FOLDER
@@ -31,8 +31,9 @@ class Latents:
     """Everything that training reads. N scenes, 64 tokens each.
 
     latents (N, 64, 64) float16 · t5_ids (N, 4, 32) uint8 · clip_ids (N, 4, 32) int16 · placed (N, 4) bool: the caption
-    says where · shapes (N, 64) uint8: what a token shows, 0 = background · colors (N, 64) uint8: 1 + object's colour, or
-    9 + background · fine (N, 64, 16) uint8: how much of each 4 x 4 px the objects cover, of 255.
+    says where · shapes (N, 64) uint8: what a token shows, 0 = background · colors (N, 64) uint8: 1 + the object's
+    colour, or 9 + the background · fine (N, 64, 16) uint8: how much of each 4 x 4 px the objects cover, of 255 ·
+    places (N, 4, 32) uint8: for each T5 token the place of the object it describes (`captions.place_labels`).
     """
 
     latents: torch.Tensor
@@ -42,6 +43,7 @@ class Latents:
     shapes: torch.Tensor
     colors: torch.Tensor
     fine: torch.Tensor
+    places: torch.Tensor
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -100,14 +102,22 @@ def token_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return shapes, colors, fine
 
 
-def _scenes(seed: int, count: int) -> tuple[np.ndarray, list[list[tuple[str, bool]]], list[np.ndarray]]:
+Told = tuple[str, bool, list[int]]  # words, whether they say where, the place of what each token describes
+
+
+def _scenes(seed: int, count: int) -> tuple[np.ndarray, list[list[Told]], list[np.ndarray]]:
     """Pictures, captions and labels of `count` scenes."""
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     told = [[caption(scene, rng) for _ in range(CAPTIONS_PER_SCENE)] for scene in scenes]
     labels = [np.stack(parts) for parts in zip(*(token_labels(scene) for scene in scenes), strict=True)]
     pictures = np.stack([np.asarray(draw(scene)) for scene in scenes])
-    return pictures, [[(one.text, one.placed) for one in four] for four in told], labels
+    pairs = zip(scenes, told, strict=True)
+    return (
+        pictures,
+        [[(one.text, one.placed, place_labels(one, scene)) for one in four] for scene, four in pairs],
+        labels,
+    )
 
 
 def token_ids(texts: list[str], t5_length: int = T5_LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,17 +143,22 @@ def encode_scenes(count: int, seed: int = 10_000, part: int = 500) -> Latents:
                 latents += [codec.encode_floats(some).half() for some in floats.split(50)]
             told += captions
             labels.append(parts)
-    t5_ids, clip_ids = token_ids([text for four in told for text, _ in four])
+    t5_ids, clip_ids = token_ids([text for four in told for text, _, _ in four])
     shapes, colors, fine = (torch.from_numpy(np.concatenate(column)) for column in zip(*labels, strict=True))
     return Latents(
         torch.cat(latents),
         t5_ids.to(torch.uint8).view(-1, CAPTIONS_PER_SCENE, T5_LENGTH),
         clip_ids.to(torch.int16).view(-1, CAPTIONS_PER_SCENE, CLIP_LENGTH),
-        torch.tensor([[placed for _, placed in four] for four in told]),
+        torch.tensor([[placed for _, placed, _ in four] for four in told]),
         shapes,
         colors,
         fine,
+        torch.tensor([[padded_labels(places) for _, _, places in four] for four in told], dtype=torch.uint8),
     )
+
+
+def padded_labels(places: list[int]) -> list[int]:
+    return places + [0] * (T5_LENGTH - len(places))
 
 
 def save(latents: Latents, path: Path = LATENTS_FILE) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from captions import PLACES
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -23,7 +24,11 @@ PARTS = ("transformer", "text_encoder", "text_encoder_2")
 
 
 class Networks(nn.Module):
-    """The transformer and both text encoders; `glimpse` tells from a middle state what each image token shows."""
+    """The transformer and both text encoders.
+
+    Two heads never ship: `glimpse` tells from a middle state what each image token shows, `placing` from a text token's
+    state where the object stands that it describes.
+    """
 
     def __init__(self, in_channels: int = IN_CHANNELS) -> None:
         super().__init__()
@@ -42,6 +47,7 @@ class Networks(nn.Module):
         self.text_encoder = CLIPTextModel(_clip_config())
         self.text_encoder_2 = T5EncoderModel(_t5_config())
         self.glimpse = nn.Linear(WIDTH, sum(GLIMPSE_SIZES))
+        self.placing = nn.Linear(WIDTH, 1 + len(PLACES))
         _start_at_zero(self.transformer)
 
     def describe(self, t5_ids: Tensor, clip_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +85,11 @@ class Networks(nn.Module):
         networks.load_parts(base)
         networks.transformer = stored
         return networks.eval()
+
+    def place_loss(self, t5_ids: Tensor, places: Tensor) -> Tensor:
+        """How badly text states tell where the object stands that a token describes; places (B, T), 0 = no matter."""
+        text = self.text_encoder_2(input_ids=t5_ids).last_hidden_state
+        return F.cross_entropy(self.placing(text).float().flatten(0, 1), places.flatten(), ignore_index=0)
 
     def load_parts(self, folder: Path) -> None:
         """Weights from a diffusers layout; a wider input layer keeps zeros in its extra columns."""

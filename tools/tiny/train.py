@@ -26,6 +26,7 @@ from batches import (
     PAD_LENGTHS,
     Batch,
     draw_batch,
+    draw_texts,
     drop_captions,
     fill_batch,
     random_guidance,
@@ -40,8 +41,11 @@ from muon import Muon
 from networks import IN_CHANNELS, Networks
 from torch import Tensor, nn
 
-MUON_RATE, ADAM_RATE, WARM_UP = 2e-3, 1.2e-3, 150
-GLIMPSE_WEIGHT = 0.1
+MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
+GLIMPSE_WEIGHT, PLACE_WEIGHT = 0.1, 0.3
+DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
+TEXTS = 192  # captions without pictures in each step
+Texts = Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Stage:
     minutes: float
     rate: float = 1.0
     flat: float = 0.4
-    keep: float = 0.998
+    keep: float = 0.995
+    warm_up: int = 150
     extra_channels: int = 0
     trains_text: bool = True
     guided: bool = False
@@ -60,8 +65,10 @@ class Stage:
 
 STAGES = {
     "base": Stage(after=None, minutes=80),
-    "distill": Stage(after="base", minutes=14, rate=0.3, flat=0.2, guided=True),
-    "fill": Stage(after="distill", minutes=24, rate=0.5, flat=0.3, extra_channels=320, trains_text=False),
+    "distill": Stage(after="base", minutes=14, rate=0.3, flat=0.2, keep=0.99, warm_up=30, guided=True),
+    "fill": Stage(
+        after="distill", minutes=24, rate=0.5, flat=0.3, keep=0.995, warm_up=50, extra_channels=320, trains_text=False
+    ),
 }
 
 
@@ -154,15 +161,17 @@ class Trainer:
             self.networks.text_encoder_2.requires_grad_(False)
         named = [(name, p) for name, p in self.networks.named_parameters() if p.requires_grad]
         inside = [p for name, p in named if is_block_matrix(name, p)]
-        others = [p for name, p in named if not is_block_matrix(name, p)]
-        adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+        others = [p for name, p in named if not is_block_matrix(name, p) and DISTANCES not in name]
+        groups = [{"params": others, "factor": 1.0}]
+        groups += [{"params": [p], "factor": DISTANCE_FACTOR} for name, p in named if DISTANCES in name]
+        adam = torch.optim.AdamW(groups, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
         return Muon(inside, lr=MUON_RATE), adam
 
     def set_rates(self, share: float) -> None:
-        factor = self.stage.rate * decay(share, self.stage.flat) * min(1.0, (self.step + 1) / WARM_UP)
+        factor = self.stage.rate * decay(share, self.stage.flat) * min(1.0, (self.step + 1) / self.stage.warm_up)
         for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = rate * factor * group.get("factor", 1.0)
 
     def update(self) -> None:
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
@@ -200,7 +209,7 @@ def load_average(networks: Networks, stage: str | None) -> None:
     networks.load_state_dict({k: v for k, v in parts.items() if not k.startswith(prefix)}, strict=False)
 
 
-def train(trainer: Trainer, next_batch: Callable[[], Batch], clock: Clock, compiled: bool) -> None:
+def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None, clock: Clock, compiled: bool) -> None:
     """Until the time is over. Unusual pad lengths run uncompiled: each would cost half a minute of compiling."""
     objective = FlowLoss(trainer.networks)
     fast = torch.compile(objective, dynamic=False) if compiled else objective
@@ -214,10 +223,13 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], clock: Clock, compi
         batch.t5_ids = repad(batch.t5_ids, length)
         run = fast if length == PAD_LENGTHS[0] else objective
         loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty)
+        if texts is not None:
+            place_loss = text_step(trainer.networks, *texts())
         trainer.update()
         seen += len(batch.clean)
         if trainer.step % 50 == 0:
             numbers = {"loss": loss.item(), "error": error.item(), "shape": shape_loss.item()}
+            numbers |= {"place": place_loss.item()} if texts is not None else {}
             numbers |= {"spent": clock.spent, "speed": seen / (time.time() - since)}
             log(trainer.name, step=trainer.step, **{name: round(value, 4) for name, value in numbers.items()})
             seen, since = 0, time.time()
@@ -225,6 +237,14 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], clock: Clock, compi
             saved = clock.spent
             trainer.save(saved)
     trainer.save(clock.spent)
+
+
+def text_step(networks: Networks, t5_ids: Tensor, places: Tensor) -> Tensor:
+    """Captions alone, many and cheap: which object stands where is a matter of the words."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = networks.place_loss(t5_ids, places)
+    (PLACE_WEIGHT * loss).backward()
+    return loss.detach()
 
 
 def flow_step(
@@ -264,14 +284,15 @@ def main() -> None:
     trainer = Trainer(options.stage, options.start)
     minutes = options.minutes or trainer.stage.minutes
     clock = Clock(minutes, trainer.spent, deadline(options.until))
-    train(trainer, batches(options.stage, options.batch), clock, compiled=not options.eager)
+    train(trainer, *batches(options.stage, options.batch), clock, compiled=not options.eager)
 
 
-def batches(stage: str, size: int) -> Callable[[], Batch]:
-    """What draws the next batch of a stage."""
+def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
+    """What draws the next batch of a stage, and captions alone while the text encoders train."""
     if stage == "fill":
-        return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size)
-    return partial(draw_batch, load(LATENTS_FILE), size)
+        return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size), None
+    data = load(LATENTS_FILE)
+    return partial(draw_batch, data, size), partial(draw_texts, data, TEXTS)
 
 
 def deadline(until: str | None) -> float:
