@@ -1,0 +1,62 @@
+"""Which BLAS is loaded, and what is said about it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mflux import runtime
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="macOS has Accelerate")
+
+
+def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a few words of Python in a process of its own: a BLAS is chosen once."""
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+
+
+@LINUX
+@pytest.mark.skipif(not [*runtime.candidates()], reason="this machine has no optimised BLAS")
+def test_the_first_candidate_is_loaded_and_its_matmul_is_right():
+    code = """
+import mflux, numpy as np, mlx.core as mx
+a, b = np.random.default_rng(0).standard_normal((2, 300, 300)).astype(np.float32)
+print(mflux.runtime._blas, np.abs(np.array(mx.array(a) @ mx.array(b)) - a @ b).max() < 1e-3)
+"""
+    library, right = fresh(code).stdout.split()
+    assert library == next(runtime.candidates()) and right == "True"
+
+
+@LINUX
+def test_off_keeps_the_wheel_s_own():
+    done = fresh("import mflux; print(mflux.runtime._blas, mflux.runtime.blas_advice())", MFLUX_BLAS="off")
+    assert done.stdout.split() == ["None", "None"] and not done.stderr
+
+
+@LINUX
+def test_a_library_that_cannot_be_loaded_is_named():
+    done = fresh("import mflux", MFLUX_BLAS="/no/such/libblas.so")
+    assert done.stderr.startswith("mflux: `MFLUX_BLAS=/no/such/libblas.so` cannot be loaded")
+    assert done.stderr.count("\n") == 1
+
+
+@LINUX
+def test_mlx_before_mflux_is_told_in_one_line():
+    done = fresh("import mlx.core, mflux")
+    assert "`import mflux` before mlx" in done.stderr and done.stderr.count("\n") == 1
+
+
+@LINUX
+def test_without_one_a_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(runtime, "_blas", None)
+    monkeypatch.delenv("MFLUX_BLAS", raising=False)
+    if runtime.on_cpu():
+        assert "pip install" in (runtime.blas_advice() or "")
+
+
+def test_importing_mflux_is_cheap():
+    heavy = fresh("import mflux, sys; print([m for m in ('mlx.core', 'numpy', 'PIL') if m in sys.modules])").stdout
+    assert heavy.strip() == "[]"
