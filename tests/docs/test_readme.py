@@ -43,8 +43,7 @@ def run(folder: Path, words: list[str]) -> None:
 
 
 def test_every_block_of_the_readme_runs_as_it_stands(tmp_path):
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "bin").symlink_to(BIN)
+    (tmp_path / ".venv").symlink_to(BIN.parent)
     ran = 0
     for download, language, text in BLOCKS:
         if download or text.startswith("make"):
