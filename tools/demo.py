@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 FOLDER = Path("demo")
 PROMPT = "a large red circle on the left, on a blue background"
 FILL_PROMPT = "a large yellow star on the left, on a blue background"
-HOLE = (2, 30, 67, 98)  # around the circle: left, top, right, bottom
+HOLE = (0, 20, 78, 104)  # around the circle: left, top, right, bottom
 
 
 def command(name: str, *words: str) -> Path:
