@@ -12,6 +12,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from mflux.runtime import on_cpu
+
 LOG2_E = math.log2(math.e)
 ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in a float32's low bits
 # 2^f on [-0.5, 0.5], minimax in relative error (Lawson's iteration in float64), highest power first; error 7.5e-8.
@@ -20,11 +22,6 @@ CHUNK = 1 << 18  # numbers per piece of a long chain of CPU operations: 1 MB, so
 MAX_PIECES = 256  # beyond it pieces grow: every one is some 25 nodes of a step's graph
 CONVOLUTION_CHUNK = 1 << 23  # numbers of a strip's neighbours on the CPU: 32 MB
 DEQUANTIZE_FROM_ROWS = 16  # below this many rows MLX's quantized matmul wins on the CPU
-
-
-def on_cpu() -> bool:
-    """True where MLX's default device is the CPU."""
-    return mx.default_device().type == mx.DeviceType.cpu
 
 
 @mx.custom_function

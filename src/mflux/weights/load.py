@@ -15,11 +15,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mflux.errors import ModelError
-from mflux.models.layers import QuantizedLinear, on_cpu
+from mflux.models.layers import QuantizedLinear
 from mflux.models.text_clip import ACTIVATIONS, ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig
 from mflux.models.vae import Vae, VaeConfig
+from mflux.runtime import on_cpu
 from mflux.weights.files import TensorInfo, read_header, read_json, read_tensor, tensors_in
 from mflux.weights.layouts import AUTOENCODER, BFL, spellings
 
