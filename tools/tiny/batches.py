@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from latents import Latents
 from torch import Tensor
+from vocabulary import t5_ids_of
+from world import COLORS, HELD_OUT, SHAPES
 
 GUIDANCE_LOW, GUIDANCE_HIGH = 1.0, 60.0
 PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
@@ -69,6 +71,27 @@ def draw_texts(data: Latents, size: int) -> tuple[Tensor, Tensor]:
     """Captions without their pictures: T5 ids and places (size, 32)."""
     rows, told = torch.randint(len(data.latents), (size,)), torch.randint(data.t5_ids.shape[1], (size,))
     return data.t5_ids[rows, told].long(), data.places[rows, told].long()
+
+
+def swap_word(t5_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The captions (B, T) with the colour or the shape of one object replaced, and where (B, T) bool.
+
+    Colour and shape stand next to each other. A caption stays as it is where its new pair would be one of those held
+    out from training.
+    """
+    colors, shapes = torch.tensor(t5_ids_of(COLORS)), torch.tensor(t5_ids_of(SHAPES))
+    held_out = torch.tensor([[(color, shape) in HELD_OUT for shape in SHAPES] for color in COLORS])
+    objects = torch.isin(t5_ids[:, :-1], colors) & torch.isin(t5_ids[:, 1:], shapes)
+    rows, first = torch.arange(len(t5_ids)), (objects * torch.rand(objects.shape)).argmax(dim=1)
+    color = (t5_ids[rows, first, None] == colors).int().argmax(dim=1)
+    shape = (t5_ids[rows, first + 1, None] == shapes).int().argmax(dim=1)
+    which = torch.randint(2, (len(rows),))  # 0: another colour, 1: another shape
+    color = torch.where(which == 0, torch.randint(len(colors), (len(rows),)), color)
+    shape = torch.where(which == 1, torch.randint(len(shapes), (len(rows),)), shape)
+    where = torch.zeros_like(t5_ids, dtype=torch.bool)
+    where[rows, first + which] = objects.any(dim=1) & ~held_out[color, shape]
+    swapped = torch.where(which == 0, colors[color], shapes[shape])
+    return torch.where(where, swapped[:, None], t5_ids), where
 
 
 def object_weights(objects: Tensor, placed: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Ship a stage's weights: `.venv/bin/python tools/tiny/export.py base|distill|fill` writes src/mflux/tiny/.
+"""Ship a stage's weights: `.venv/bin/python tools/tiny/export.py distill` (or `fill-distill`) writes src/mflux/tiny/.
 
-diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); `fill` ships only
-its transformer, the text encoders and the VAE are the base's. Weights that draw worse than the shipped ones are refused
-(64 pictures of two sets; `--force` skips the comparison).
+diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the fill stages
+ship only their transformer as `fill/`, the text encoders and the VAE are the base's. A base that draws worse than the
+shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def trained(stage: str) -> Networks:
 def quality(networks: Networks, guidance: float, count: int = 64) -> float:
     """Mean share of right shapes and colours, in per cent, alone and in pairs."""
     paint = TorchPainter(networks, Codec(), guidance=guidance)
-    found = [evaluate(paint, chosen, count) for chosen in SETS if chosen.name in ("seen", "two")]
+    found = [evaluate(paint, chosen, count) for chosen in SETS if chosen.name in ("seen", "held-out", "two")]
     return float(np.mean([one[name] for one in found for name in ("shape", "color", "background")]))
 
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
     options = parser.parse_args()
     networks = trained(options.stage)
-    if options.stage == "fill":
+    if STAGES[options.stage].extra_channels:
         write_networks(networks, SHIPPED / "fill", ("transformer",))
         return
     base = SHIPPED / "base"

@@ -86,9 +86,8 @@ class Networks(nn.Module):
         networks.transformer = stored
         return networks.eval()
 
-    def place_loss(self, t5_ids: Tensor, places: Tensor) -> Tensor:
+    def place_loss(self, text: Tensor, places: Tensor) -> Tensor:
         """How badly text states tell where the object stands that a token describes; places (B, T), 0 = no matter."""
-        text = self.text_encoder_2(input_ids=t5_ids).last_hidden_state
         return F.cross_entropy(self.placing(text).float().flatten(0, 1), places.flatten(), ignore_index=0)
 
     def load_parts(self, folder: Path) -> None:

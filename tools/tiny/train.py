@@ -1,4 +1,4 @@
-"""Train `tiny`: `.venv/bin/python tools/tiny/train.py base --minutes 80`, then `distill`, then `fill`.
+"""Train `tiny`: `.venv/bin/python tools/tiny/train.py base --minutes 80`, then `distill`, `fill` and `fill-distill`.
 
 Needs .tiny/latents.pt (`latents.py`), for `fill` .tiny/holes.pt (`holes.py`). A cut run goes on from .tiny/<stage>.pt;
 `--start FOLDER` begins from shipped weights (a diffusers layout) instead of the stage before. Each stage lasts the
@@ -8,6 +8,7 @@ base: rectified flow, both text encoders and the transformer together. A trainin
 which shape and colour each image token belongs to: shapes bind to words much earlier.
 distill: the target becomes the base's guided velocity, its strength read from the guidance embedding.
 fill: 320 more input channels (masked picture, mask); text encoders frozen, so that only the transformer ships.
+fill-distill: the same as distill, for fill.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from batches import (
     random_length,
     random_times,
     repad,
+    swap_word,
 )
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
 from holes import HOLES_FILE
@@ -42,7 +44,7 @@ from networks import IN_CHANNELS, Networks
 from torch import Tensor, nn
 
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
-GLIMPSE_WEIGHT, PLACE_WEIGHT = 0.1, 0.3
+GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT = 0.1, 0.3, 3.0
 DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
 TEXTS = 192  # captions without pictures in each step
 Texts = Callable[[], tuple[Tensor, Tensor]]
@@ -68,6 +70,17 @@ STAGES = {
     "distill": Stage(after="base", minutes=14, rate=0.3, flat=0.2, keep=0.99, warm_up=30, guided=True),
     "fill": Stage(
         after="distill", minutes=24, rate=0.5, flat=0.3, keep=0.995, warm_up=50, extra_channels=320, trains_text=False
+    ),
+    "fill-distill": Stage(
+        after="fill",
+        minutes=8,
+        rate=0.3,
+        flat=0.2,
+        keep=0.99,
+        warm_up=30,
+        extra_channels=320,
+        trains_text=False,
+        guided=True,
     ),
 }
 
@@ -147,7 +160,7 @@ class Trainer:
         self.step, self.spent = state["step"], state["spent"]
 
     def _teacher(self, start: Path | None) -> Networks:
-        teacher = Networks()
+        teacher = Networks(IN_CHANNELS + self.stage.extra_channels)
         if start is not None:
             teacher.load_parts(start)
         else:
@@ -224,12 +237,12 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
         run = fast if length == PAD_LENGTHS[0] else objective
         loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty)
         if texts is not None:
-            place_loss = text_step(trainer.networks, *texts())
+            place_loss, spill = text_step(trainer.networks, *texts())
         trainer.update()
         seen += len(batch.clean)
         if trainer.step % 50 == 0:
             numbers = {"loss": loss.item(), "error": error.item(), "shape": shape_loss.item()}
-            numbers |= {"place": place_loss.item()} if texts is not None else {}
+            numbers |= {"place": place_loss.item(), "spill": spill.item()} if texts is not None else {}
             numbers |= {"spent": clock.spent, "speed": seen / (time.time() - since)}
             log(trainer.name, step=trainer.step, **{name: round(value, 4) for name, value in numbers.items()})
             seen, since = 0, time.time()
@@ -239,12 +252,20 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
     trainer.save(clock.spent)
 
 
-def text_step(networks: Networks, t5_ids: Tensor, places: Tensor) -> Tensor:
-    """Captions alone, many and cheap: which object stands where is a matter of the words."""
+def text_step(networks: Networks, t5_ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Captions alone, many and cheap: which object stands where is a matter of the words, and of each word alone.
+
+    What one word says of an object must not spill over into the states of other words: a state of "blue" that knows
+    its shape is a state never met when the pair is new.
+    """
+    swapped, where = swap_word(t5_ids)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = networks.place_loss(t5_ids, places)
-    (PLACE_WEIGHT * loss).backward()
-    return loss.detach()
+        text = networks.text_encoder_2(input_ids=torch.cat([t5_ids, swapped])).last_hidden_state
+        said, other = text.float().chunk(2)
+        place_loss = networks.place_loss(said, places)
+    spill = ((said - other).square() * ~where[..., None]).mean() / said.detach().square().mean()
+    (PLACE_WEIGHT * place_loss + SPILL_WEIGHT * spill).backward()
+    return place_loss.detach(), spill.detach()
 
 
 def flow_step(
@@ -253,12 +274,12 @@ def flow_step(
     """Noise the batch, compare velocities, leave the gradients; returns loss, plain error and shape loss."""
     size = len(batch.clean)
     times, guidance, noise = random_times(size), random_guidance(size), torch.randn_like(batch.clean)
-    mixed = torch.lerp(batch.clean, noise, times[:, None, None])
+    inputs = torch.cat([torch.lerp(batch.clean, noise, times[:, None, None]), batch.extra], dim=2)
     with torch.autocast("cpu", torch.bfloat16):
         target = noise - batch.clean
         if teacher is not None:
-            target = guided_target(teacher, mixed, times, guidance, batch, empty)
-        losses = objective(torch.cat([mixed, batch.extra], dim=2), times, guidance, batch, target)
+            target = guided_target(teacher, inputs, times, guidance, batch, empty)
+        losses = objective(inputs, times, guidance, batch, target)
     losses[0].backward()
     return losses
 
@@ -289,7 +310,7 @@ def main() -> None:
 
 def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
     """What draws the next batch of a stage, and captions alone while the text encoders train."""
-    if stage == "fill":
+    if STAGES[stage].extra_channels:
         return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size), None
     data = load(LATENTS_FILE)
     return partial(draw_batch, data, size), partial(draw_texts, data, TEXTS)

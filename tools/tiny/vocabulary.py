@@ -11,6 +11,7 @@ import json
 import string
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ def t5_pieces() -> list[tuple[str, float]]:
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     special = [(piece, 0.0) for piece in SPECIAL_T5]
     return [*special, ("▁", -4.0), *((f"▁{word}", -5.0) for word in WORDS), *((letter, -10.0) for letter in letters)]
+
+
+def t5_ids_of(words: Iterable[str]) -> list[int]:
+    """The T5 token of each of some words of the world."""
+    pieces = [piece for piece, _ in t5_pieces()]
+    return [pieces.index(f"▁{word}") for word in words]
 
 
 def write_t5(folder: Path) -> None:

@@ -13,7 +13,6 @@ import copy
 import time
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from clock import log
 from torch import Tensor
 from train import DISTANCES, Texts, Trainer, batches
@@ -56,8 +55,7 @@ def _losses(trainer: Trainer, known: torch.nn.Module, t5_ids: Tensor, places: Te
         old = known(input_ids=t5_ids).last_hidden_state
     with torch.autocast("cpu", torch.bfloat16):
         states = networks.text_encoder_2(input_ids=t5_ids).last_hidden_state
-        told = networks.placing(states).float()
-    loss = F.cross_entropy(told.flatten(0, 1), places.flatten(), ignore_index=0)
+        loss = networks.place_loss(states, places)
     return loss, (states.float() - old).square().mean() / old.square().mean()
 
 
