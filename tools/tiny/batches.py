@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from latents import Latents
+from latents import TOKENS, Latents
 from torch import Tensor
 from vocabulary import t5_ids_of
 from world import COLORS, HELD_OUT, SHAPES
@@ -14,12 +14,16 @@ from world import COLORS, HELD_OUT, SHAPES
 GUIDANCE_LOW, GUIDANCE_HIGH = 1.0, 60.0
 PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
 DROPPED = 0.1
+TWO_REFERENCES = 0.1  # share of kontext's batches
 TIME_MEAN, NOISY_SHARE = 0.4, 0.2
 
 
 @dataclass
 class Batch:
-    """B pictures: clean (B, 64, 64), extra (B, 64, 0 or 320), ids (B, T), what tokens show, loss weights (B, 64)."""
+    """B pictures: clean (B, 64, 64), extra (B, 64, 0 or 320), ids (B, T), what tokens show, loss weights (B, 64).
+
+    `references` (B, 64 n, 64): n clean pictures beside each; then the labels cover all their tokens too.
+    """
 
     clean: Tensor
     extra: Tensor
@@ -29,6 +33,7 @@ class Batch:
     colors: Tensor
     fine: Tensor
     weights: Tensor
+    references: Tensor | None = None
 
 
 def draw_batch(data: Latents, size: int) -> Batch:
@@ -67,10 +72,32 @@ def fill_batch(data: dict[str, Tensor], size: int) -> Batch:
     )
 
 
-def draw_texts(data: Latents, size: int) -> tuple[Tensor, Tensor]:
-    """Captions without their pictures: T5 ids and places (size, 32)."""
-    rows, told = torch.randint(len(data.latents), (size,)), torch.randint(data.t5_ids.shape[1], (size,))
-    return data.t5_ids[rows, told].long(), data.places[rows, told].long()
+def kontext_batch(data: dict[str, Tensor], size: int) -> Batch:
+    """Random pairs under one of their instructions; all of them have one reference, or all have two."""
+    two = bool(torch.rand(()) < TWO_REFERENCES)
+    usable = ((data["rows"][:, 1] >= 0) == two).nonzero()[:, 0]
+    chosen = usable[torch.randint(len(usable), (size,))]
+    told = torch.randint(data["t5_ids"].shape[1], (size,))
+    source, second, target = data["rows"][chosen].long().unbind(dim=1)
+    pictures = torch.stack([target, source, second] if two else [target, source], dim=1)
+    shown = data["latents"][pictures].float().flatten(1, 2)
+    return Batch(
+        shown[:, :TOKENS],
+        shown[:, :TOKENS, :0],
+        data["t5_ids"][chosen, told].long(),
+        data["clip_ids"][chosen, told].long(),
+        data["shapes"][pictures].long().flatten(1, 2),
+        data["colors"][pictures].long().flatten(1, 2),
+        data["fine"][pictures].float().flatten(1, 2) / 255,
+        change_weights(data["changed"][chosen]),
+        shown[:, TOKENS:],
+    )
+
+
+def draw_texts(t5_ids: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Words without their pictures: T5 ids and labels (size, 32) out of (N, wordings, 32)."""
+    rows, told = torch.randint(len(t5_ids), (size,)), torch.randint(t5_ids.shape[1], (size,))
+    return t5_ids[rows, told].long(), labels[rows, told].long()
 
 
 def swap_word(t5_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +129,12 @@ def object_weights(objects: Tensor, placed: Tensor) -> Tensor:
     near = F.max_pool2d(objects.float().view(-1, 1, 8, 8), 3, stride=1, padding=1).flatten(1)
     strength = (72 / near.sum(dim=1, keepdim=True).clamp(min=1)).clamp(2, 4)
     return 1 + near * strength * placed[:, None]
+
+
+def change_weights(changed: Tensor) -> Tensor:
+    """2 to 5 for tokens that an edit changes and their neighbours (small changes more), else 1. (B, 64) -> (B, 64)."""
+    near = F.max_pool2d(changed.float().view(-1, 1, 8, 8), 3, stride=1, padding=1).flatten(1)
+    return 1 + near * (72 / near.sum(dim=1, keepdim=True).clamp(min=1)).clamp(1, 4)
 
 
 def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """Ship a stage's weights: `.venv/bin/python tools/tiny/export.py distill` (or `fill-distill`) writes src/mflux/tiny/.
 
-diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the fill stages
-ship only their transformer as `fill/`, the text encoders and the VAE are the base's. A base that draws worse than the
-shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
+diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the stages of a
+variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too. A base
+that draws worse than the shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from train import STAGES
 from train_vae import VAE_FOLDER
 from vocabulary import CLIP_FOLDER, T5_FOLDER
 
+VARIANT_PARTS = {"fill": ("transformer",), "kontext": PARTS}
 INDEX = {
     "_class_name": "FluxPipeline",
     "_diffusers_version": "0.30.0.dev0",
@@ -95,8 +96,9 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
     options = parser.parse_args()
     networks = trained(options.stage)
-    if STAGES[options.stage].extra_channels:
-        write_networks(networks, SHIPPED / "fill", ("transformer",))
+    variant = STAGES[options.stage].variant
+    if variant != "base":
+        write_networks(networks, SHIPPED / variant, VARIANT_PARTS[variant])
         return
     base = SHIPPED / "base"
     if (base / "transformer").exists() and not options.force:

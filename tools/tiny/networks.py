@@ -27,7 +27,7 @@ class Networks(nn.Module):
     """The transformer and both text encoders.
 
     Two heads never ship: `glimpse` tells from a middle state what each image token shows, `placing` from a text token's
-    state where the object stands that it describes.
+    state where the object stands that it describes (kontext: the word's role in the instruction).
     """
 
     def __init__(self, in_channels: int = IN_CHANNELS) -> None:
@@ -56,13 +56,26 @@ class Networks(nn.Module):
         return text, self.text_encoder(input_ids=clip_ids).pooler_output
 
     def velocity(
-        self, x: Tensor, time: Tensor, guidance: Tensor, text: Tensor, pooled: Tensor, rows: int = 8, columns: int = 8
+        self,
+        x: Tensor,
+        time: Tensor,
+        guidance: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        rows: int = 8,
+        columns: int = 8,
+        references: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Velocity (B, S, 64) at `x` (B, S, channels), time in 0..1, and the middle state (B, S, WIDTH)."""
-        net = self.transformer
+        """Velocity (B, S, 64) at `x` (B, S, channels), time in 0..1, and the middle state (B, S + n S, WIDTH).
+
+        `references` (B, n S, 64): n more pictures of the same size, which are looked at and not drawn (Kontext).
+        """
+        net, drawn = self.transformer, x.shape[1]
+        x = x if references is None else torch.cat([x, references], dim=1)
+        pictures = [image_ids(rows, columns, number) for number in range(x.shape[1] // drawn)]
         image, text = net.x_embedder(x), net.context_embedder(text)
         condition = net.time_text_embed(time * 1000, guidance * 1000, pooled)
-        rope = net.pos_embed(torch.cat([torch.zeros(text.shape[1], 3), image_ids(rows, columns)]))
+        rope = net.pos_embed(torch.cat([torch.zeros(text.shape[1], 3), *pictures]))
         middle = image
         for block in net.transformer_blocks:
             text, image = block(image, text, condition, image_rotary_emb=rope)
@@ -70,7 +83,7 @@ class Networks(nn.Module):
             if index == GLIMPSE_AFTER:
                 middle = image
             text, image = block(image, text, condition, image_rotary_emb=rope)
-        return net.proj_out(net.norm_out(image, condition)), middle
+        return net.proj_out(net.norm_out(image[:, :drawn], condition)), middle
 
     def glimpse_logits(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of shape (B, S, 7), colour (B, S, 15) and fine coverage (B, S, 16) for each image token."""
@@ -103,9 +116,10 @@ class Networks(nn.Module):
         self.transformer.load_state_dict(state | {"x_embedder.weight": wide})
 
 
-def image_ids(rows: int, columns: int) -> Tensor:
-    """(rows * columns, 3): 0, row, column."""
-    ids = torch.zeros(rows, columns, 3)
+def image_ids(rows: int, columns: int, number: int = 0) -> Tensor:
+    """(rows * columns, 3): number, row, column. Number 0 is the picture that is drawn, references count from 1."""
+    ids = torch.full((rows, columns, 3), float(number))
+    ids[..., 1:] = 0
     ids[..., 1] += torch.arange(rows)[:, None]
     ids[..., 2] += torch.arange(columns)[None, :]
     return ids.reshape(-1, 3)

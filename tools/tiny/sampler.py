@@ -39,8 +39,10 @@ class TorchPainter:
         extra: Tensor | None = None,
         true_cfg: float = 1.0,
         size: tuple[int, int] = (128, 128),
+        references: Tensor | None = None,
     ) -> list[np.ndarray]:
-        """Pictures (H, W, 3) uint8. `extra` (B, tokens, channels) goes beside the latents; size is height, width."""
+        """Pictures (H, W, 3) uint8. `extra` (B, tokens, channels) goes beside the latents, `references` (B, n * tokens,
+        64) after them; size is height, width."""
         rows, columns = size[0] // 16, size[1] // 16
         noise = [torch.randn(rows * columns, IN_CHANNELS, generator=torch.Generator().manual_seed(s)) for s in seeds]
         x = torch.stack(noise)
@@ -51,9 +53,9 @@ class TorchPainter:
         for now, after in pairwise(sigmas):
             time = torch.full((len(x),), now)
             inputs = x if extra is None else torch.cat([x, extra], dim=2)
-            velocity, _ = self.networks.velocity(inputs, time, guidance, text, pooled, rows, columns)
+            velocity, _ = self.networks.velocity(inputs, time, guidance, text, pooled, rows, columns, references)
             if true_cfg > 1:
-                unsaid, _ = self.networks.velocity(inputs, time, guidance, *empty, rows, columns)
+                unsaid, _ = self.networks.velocity(inputs, time, guidance, *empty, rows, columns, references)
                 velocity = unsaid + true_cfg * (velocity - unsaid)
             x = x + (after - now) * velocity
         return list(self.codec.decode(x, *size))

@@ -1,14 +1,16 @@
-"""Train `tiny`: `.venv/bin/python tools/tiny/train.py base --minutes 80`, then `distill`, `fill` and `fill-distill`.
+"""Train `tiny`: `.venv/bin/python tools/tiny/train.py base --minutes 80`, then `distill`; from that `fill` and
+`kontext`, each with a `-distill` of its own.
 
-Needs .tiny/latents.pt (`latents.py`), for `fill` .tiny/holes.pt (`holes.py`). A cut run goes on from .tiny/<stage>.pt;
-`--start FOLDER` begins from shipped weights (a diffusers layout) instead of the stage before. Each stage lasts the
-given minutes, and its learning rate follows the clock.
+Needs .tiny/latents.pt (`latents.py`), for `fill` .tiny/holes.pt (`holes.py`), for `kontext` .tiny/pairs.pt
+(`pairs.py`). A cut run goes on from .tiny/<stage>.pt; `--start FOLDER` begins from shipped weights (a diffusers layout)
+instead of the stage before. Each stage lasts the given minutes, and its learning rate follows the clock.
 
 base: rectified flow, both text encoders and the transformer together. A training-only head tells from a middle state
 which shape and colour each image token belongs to: shapes bind to words much earlier.
 distill: the target becomes the base's guided velocity, its strength read from the guidance embedding.
 fill: 320 more input channels (masked picture, mask); text encoders frozen, so that only the transformer ships.
-fill-distill: the same as distill, for fill.
+kontext: reference pictures as more tokens; the text encoders learn the words of instructions and ship with it.
+fill-distill, kontext-distill: the same as distill, for the variant.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from batches import (
     draw_texts,
     drop_captions,
     fill_batch,
+    kontext_batch,
     random_guidance,
     random_length,
     random_times,
@@ -38,9 +41,10 @@ from batches import (
 )
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
 from holes import HOLES_FILE
-from latents import LATENTS_FILE, load, token_ids
+from latents import LATENTS_FILE, TOKENS, load, token_ids
 from muon import Muon
 from networks import IN_CHANNELS, Networks
+from pairs import PAIRS_FILE
 from torch import Tensor, nn
 
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
@@ -56,6 +60,7 @@ class Stage:
 
     after: str | None
     minutes: float
+    variant: str = "base"
     rate: float = 1.0
     flat: float = 0.4
     keep: float = 0.995
@@ -69,16 +74,37 @@ STAGES = {
     "base": Stage(after=None, minutes=80),
     "distill": Stage(after="base", minutes=14, rate=0.3, flat=0.2, keep=0.99, warm_up=30, guided=True),
     "fill": Stage(
-        after="distill", minutes=24, rate=0.5, flat=0.3, keep=0.995, warm_up=50, extra_channels=320, trains_text=False
+        after="distill",
+        minutes=24,
+        variant="fill",
+        rate=0.5,
+        flat=0.3,
+        keep=0.995,
+        warm_up=50,
+        extra_channels=320,
+        trains_text=False,
     ),
     "fill-distill": Stage(
         after="fill",
         minutes=8,
+        variant="fill",
         rate=0.3,
         flat=0.2,
         keep=0.99,
         warm_up=30,
         extra_channels=320,
+        trains_text=False,
+        guided=True,
+    ),
+    "kontext": Stage(after="distill", minutes=50, variant="kontext", rate=0.7, keep=0.995, warm_up=50),
+    "kontext-distill": Stage(
+        after="kontext",
+        minutes=8,
+        variant="kontext",
+        rate=0.3,
+        flat=0.2,
+        keep=0.99,
+        warm_up=30,
         trains_text=False,
         guided=True,
     ),
@@ -99,7 +125,7 @@ class FlowLoss(nn.Module):
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         text, pooled = self.networks.describe(batch.t5_ids, batch.clip_ids)
-        velocity, middle = self.networks.velocity(x, time, guidance, text, pooled)
+        velocity, middle = self.networks.velocity(x, time, guidance, text, pooled, references=batch.references)
         error = (velocity.float() - target).square().mean(dim=2)
         shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
         shape_loss = F.cross_entropy(shape.flatten(0, 1), batch.shapes.flatten())
@@ -114,13 +140,15 @@ def guided_target(
 ) -> Tensor:
     """v("") + s (v(prompt) - v("")) with s = min(4, 1 + log2(g) / 2): g = 1 is off, 3.5 gives 1.9, 30 gives 3.5."""
     count = len(x)
+    references = None if batch.references is None else batch.references.repeat(2, 1, 1)
     blank = empty[0].new_zeros(count, batch.t5_ids.shape[1])
     blank[:, : min(len(empty[0]), blank.shape[1])] = empty[0][: blank.shape[1]]
     t5_ids = torch.cat([batch.t5_ids, blank])
     clip_ids = torch.cat([batch.clip_ids, empty[1].expand(count, -1)])
     with torch.no_grad():
         text, pooled = teacher.describe(t5_ids, clip_ids)
-        both, _ = teacher.velocity(x.repeat(2, 1, 1), time.repeat(2), guidance.repeat(2), text, pooled)
+        twice = x.repeat(2, 1, 1), time.repeat(2), guidance.repeat(2)
+        both, _ = teacher.velocity(*twice, text, pooled, references=references)
     said, unsaid = both.float().chunk(2)
     strength = (1 + guidance.log2() / 2).clamp(max=4)[:, None, None]
     return unsaid + strength * (said - unsaid)
@@ -223,7 +251,8 @@ def load_average(networks: Networks, stage: str | None) -> None:
 
 
 def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None, clock: Clock, compiled: bool) -> None:
-    """Until the time is over. Unusual pad lengths run uncompiled: each would cost half a minute of compiling."""
+    """Until the time is over. What is unusual (another pad length, a second reference) runs uncompiled: each would cost
+    half a minute of compiling."""
     objective = FlowLoss(trainer.networks)
     fast = torch.compile(objective, dynamic=False) if compiled else objective
     empty = empty_ids()
@@ -234,7 +263,8 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
         drop_captions(batch, empty)
         length = random_length()
         batch.t5_ids = repad(batch.t5_ids, length)
-        run = fast if length == PAD_LENGTHS[0] else objective
+        usual = length == PAD_LENGTHS[0] and (batch.references is None or batch.references.shape[1] == TOKENS)
+        run = fast if usual else objective
         loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty)
         if texts is not None:
             place_loss, spill = text_step(trainer.networks, *texts())
@@ -310,10 +340,15 @@ def main() -> None:
 
 def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
     """What draws the next batch of a stage, and captions alone while the text encoders train."""
-    if STAGES[stage].extra_channels:
+    plan = STAGES[stage]
+    if plan.variant == "fill":
         return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size), None
+    if plan.variant == "kontext":
+        pairs = torch.load(PAIRS_FILE, weights_only=True)
+        texts = partial(draw_texts, pairs["t5_ids"], pairs["roles"], TEXTS // 2)
+        return partial(kontext_batch, pairs, size), texts if plan.trains_text else None
     data = load(LATENTS_FILE)
-    return partial(draw_batch, data, size), partial(draw_texts, data, TEXTS)
+    return partial(draw_batch, data, size), partial(draw_texts, data.t5_ids, data.places, TEXTS)
 
 
 def deadline(until: str | None) -> float:

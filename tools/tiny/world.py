@@ -232,21 +232,21 @@ def sample_scene(rng: np.random.Generator, kind: SceneKind = SceneKind()) -> Sce
     """A random scene; with pairs="seen" none of its objects is a held-out pair, with "held-out" all of them are."""
     background = str(rng.choice(list(BACKGROUNDS)))
     if rng.random() >= kind.two_objects:
-        return Scene(background, (_sample_thing(rng, kind, background, str(rng.choice(list(ANCHORS))), paired=False),))
+        return Scene(background, (sample_thing(rng, kind, background, str(rng.choice(list(ANCHORS))), paired=False),))
     places = ("left", "right") if rng.random() < 0.5 else ("top", "bottom")
-    return Scene(background, tuple(_sample_thing(rng, kind, background, place, paired=True) for place in places))
+    return Scene(background, tuple(sample_thing(rng, kind, background, place, paired=True) for place in places))
 
 
-def _sample_thing(rng: np.random.Generator, kind: SceneKind, background: str, place: str, paired: bool) -> Thing:
+def sample_thing(rng: np.random.Generator, kind: SceneKind, background: str, place: str, paired: bool) -> Thing:
     color, shape = _sample_pair(rng, kind.pairs, background)
     size = str(rng.choice(list(RADIUS_ALONE)))
     style = str(rng.choice(["outlined", "striped"])) if rng.random() < kind.styled else "flat"
     dot = bool(rng.random() < kind.dotted)
     x, y, radius = _jitter(rng, place, size, paired)
-    return _legible(Thing(shape, color, size, place, x, y, radius, style, dot), background)
+    return legible(Thing(shape, color, size, place, x, y, radius, style, dot), background)
 
 
-def _legible(thing: Thing, background: str) -> Thing:
+def legible(thing: Thing, background: str) -> Thing:
     """Without a style or a dot that could not be seen, or that would leave nothing of a small object's colour."""
     style, dot, small = thing.style, thing.dot, thing.size == "small"
     if style == "striped" and (thing.color, background) == ("white", "gray"):

@@ -1,0 +1,154 @@
+"""Encode the training pictures of the kontext variant: `.venv/bin/python tools/tiny/pairs.py --groups 5000`.
+
+A group is a scene and what four different edits make of it. Each picture is encoded once and serves in several pairs:
+an edit, the edit that undoes it, and two edits of one kind one after another. Some groups hold a second picture to take
+an object or a background from. Kept in .tiny/pairs.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from clock import WORK, log
+from edits import COMBINED, Edit, combine, instruct, reverse, sample_edit
+from latents import CLIP_LENGTH, T5_LENGTH, Codec, padded_labels, token_ids, token_labels
+from torch import Tensor
+from world import SIDE, Scene, SceneKind, draw, sample_scene
+
+PAIRS_FILE = WORK / "pairs.pt"
+WORDINGS_PER_PAIR = 3
+EDITS_PER_GROUP = 4
+COMBINED_SHARE = 0.3  # of the groups
+CHANGED = 8  # grey levels
+# Drawing a new shape is harder than any other edit. An edit trains its reverse too: add and remove share one number.
+SHARES = {"recolour": 1.2, "background": 1.0, "replace": 1.8, "remove": 0.8, "style": 1.3, "size": 1.1, "add": 2.6}
+SHARES |= {"dot": 1.1, "keep": 0.5}
+
+
+@dataclass
+class Group:
+    """Scenes, and pairs of them: indices of source and second source (-1: none) and target, words and their roles."""
+
+    scenes: list[Scene] = field(default_factory=list)
+    pairs: list[tuple[int, int, int]] = field(default_factory=list)
+    told: list[list[tuple[str, list[int]]]] = field(default_factory=list)
+
+    def add(self, edit: Edit, rng: np.random.Generator, second: Scene | None = None) -> None:
+        told = [instruct(edit, rng) for _ in range(WORDINGS_PER_PAIR)]
+        self.told.append([(one.text, one.roles) for one in told])
+        other = -1 if second is None else self._place(second)
+        self.pairs.append((self._place(edit.source), other, self._place(edit.target)))
+
+    def _place(self, scene: Scene) -> int:
+        if scene not in self.scenes:
+            self.scenes.append(scene)
+        return self.scenes.index(scene)
+
+
+def random_group(rng: np.random.Generator) -> Group:
+    group, source = Group(), sample_scene(rng)
+    chances = np.array(list(SHARES.values())) / sum(SHARES.values())
+    drawn = [sample_edit(str(kind), source, rng) for kind in rng.choice(list(SHARES), EDITS_PER_GROUP, p=chances)]
+    edits = [edit for edit in drawn if edit is not None]
+    for edit in [*edits, *chained(edits)]:
+        group.add(edit, rng)
+        if edit.kind != "keep":
+            group.add(reverse(edit), rng)
+    if rng.random() < COMBINED_SHARE:
+        alone = SceneKind(two_objects=0)
+        first, second = sample_scene(rng, alone), sample_scene(rng, alone)
+        for kind in rng.choice(COMBINED, 2, replace=False, p=(0.4, 0.1, 0.25, 0.25)):
+            edit = combine(str(kind), first, second, rng)
+            if edit is not None:
+                group.add(edit, rng, None if kind == "bring" else second)
+    return group
+
+
+def chained(edits: list[Edit]) -> Iterator[Edit]:
+    """From one edited scene to another, where both differ from the source in the same thing."""
+    for i, first in enumerate(edits):
+        for second in edits[i + 1 :]:
+            same = first.kind == second.kind and first.index == second.index and first.target != second.target
+            if same and first.kind in ("recolour", "background", "style"):
+                yield Edit(first.kind, first.target, second.target, first.index)
+
+
+def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Which of the 64 tokens of a picture (SIDE, SIDE, 3) look different in another one."""
+    differs = np.abs(first.astype(np.int16) - second).max(axis=2) > CHANGED
+    side = SIDE // 16
+    return differs.reshape(side, 16, side, 16).any(axis=(1, 3)).reshape(-1)
+
+
+def _groups(seed: int, count: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray, list]:
+    """Pictures, labels, pairs, changed tokens and words of `count` groups."""
+    rng = np.random.default_rng(seed)
+    groups = [random_group(rng) for _ in range(count)]
+    scenes = [scene for group in groups for scene in group.scenes]
+    starts = np.cumsum([0, *(len(group.scenes) for group in groups)])
+    pairs = [
+        [index if index < 0 else index + start for index in pair]
+        for start, group in zip(starts, groups, strict=False)
+        for pair in group.pairs
+    ]
+    pictures = np.stack([np.asarray(draw(scene)) for scene in scenes])
+    labels = [np.stack(parts) for parts in zip(*(token_labels(scene) for scene in scenes), strict=True)]
+    changed = np.stack([changed_tokens(pictures[source], pictures[target]) for source, _, target in pairs])
+    return pictures, labels, np.array(pairs), changed, [told for group in groups for told in group.told]
+
+
+def encode_pairs(count: int, seed: int = 90_000, part: int = 50) -> dict[str, Tensor]:
+    """Of N pictures `latents` (N, 64, 64) float16 and labels as in `latents.py`; of P pairs their `rows` (P, 3) among
+    these (source, second source or -1, target), `changed` (P, 64) bool, ids and roles (P, 3, 32)."""
+    codec, latents, labels, rows, changed, told = Codec(), [], [], [], [], []
+    found = 0
+    seeds = range(seed, seed + count // part)
+    with ProcessPoolExecutor(1) as pool:
+        for pictures, parts, pairs, differs, words in pool.map(_groups, seeds, [part] * len(seeds)):
+            floats = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            with torch.autocast("cpu", torch.bfloat16):
+                latents += [codec.encode_floats(few).half() for few in floats.split(50)]
+            labels.append(parts)
+            rows.append(np.where(pairs < 0, -1, pairs + found))
+            changed.append(differs)
+            told += words
+            found += len(pictures)
+    texts, roles = zip(*(one for some in told for one in some), strict=True)
+    t5_ids, clip_ids = token_ids(list(texts))
+    shapes, colors, fine = (torch.from_numpy(np.concatenate(column)) for column in zip(*labels, strict=True))
+    return {
+        "latents": torch.cat(latents),
+        "shapes": shapes,
+        "colors": colors,
+        "fine": fine,
+        "rows": torch.from_numpy(np.concatenate(rows)).int(),
+        "changed": torch.from_numpy(np.concatenate(changed)),
+        "t5_ids": t5_ids.to(torch.uint8).view(-1, WORDINGS_PER_PAIR, T5_LENGTH),
+        "clip_ids": clip_ids.to(torch.int16).view(-1, WORDINGS_PER_PAIR, CLIP_LENGTH),
+        "roles": torch.tensor([padded_labels(one) for one in roles], dtype=torch.uint8).view(
+            -1, WORDINGS_PER_PAIR, T5_LENGTH
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", type=int, default=5000)
+    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    data = encode_pairs(options.groups)
+    torch.save(data, PAIRS_FILE)
+    log(
+        "pairs", pictures=len(data["latents"]), pairs=len(data["rows"]), longest=int((data["t5_ids"] > 0).sum(-1).max())
+    )
+
+
+if __name__ == "__main__":
+    main()
