@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from latents import TOKENS, Latents
 from torch import Tensor
-from vocabulary import t5_ids_of
+from vocabulary import SPECIAL_T5, t5_ids_of
 from world import COLORS, HELD_OUT, SHAPES
 
 GUIDANCE_LOW, GUIDANCE_HIGH = 1.0, 60.0
 PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
-DROPPED = 0.1
+DROPPED, HIDDEN = 0.1, 0.3
+UNKNOWN = SPECIAL_T5.index("<unk>")
 TWO_REFERENCES = 0.1  # share of kontext's batches
 TIME_MEAN, NOISY_SHARE = 0.4, 0.2
 
@@ -138,7 +139,16 @@ def change_weights(changed: Tensor) -> Tensor:
 
 
 def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor]) -> None:
-    """Both texts become "" in some rows, so that true CFG and negative prompts work."""
+    """Both texts become "" in some rows, so that true CFG and negative prompts work.
+
+    In others one kind of word is hidden, every colour or every shape: what a word means has to be learnt without the
+    word beside it, or a pair that is new is not drawn as what it says.
+    """
+    hidden = torch.rand(len(batch.clean)) < HIDDEN
+    colors = torch.rand(len(batch.clean), 1) < 0.5
+    words = [torch.isin(batch.t5_ids, torch.tensor(t5_ids_of(kind))) for kind in (COLORS, SHAPES)]
+    batch.t5_ids = torch.where(hidden[:, None] & torch.where(colors, *words), UNKNOWN, batch.t5_ids)
+    batch.clip_ids[hidden] = empty[1]
     dropped = torch.rand(len(batch.clean)) < DROPPED
     batch.t5_ids[dropped], batch.clip_ids[dropped] = empty
     batch.weights[dropped] = 1.0
