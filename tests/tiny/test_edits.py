@@ -8,7 +8,7 @@ import pytest
 from captions import pieces
 from edits import COMBINED, SIMPLE_KINDS, combine, instruct, reverse, sample_edit, the_object
 from evaluate_kontext import KINDS, answer, tasks
-from pairs import random_group
+from groups import random_group
 from world import COLORS, SHAPES, SceneKind, draw, sample_scene
 
 

@@ -16,6 +16,7 @@ PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
 DROPPED, HIDDEN = 0.1, 0.3
 UNKNOWN = SPECIAL_T5.index("<unk>")
 TWO_REFERENCES = 0.1  # share of kontext's batches
+SILENT = 0.8  # share of redux' pictures without a caption
 TIME_MEAN, NOISY_SHARE = 0.4, 0.2
 
 
@@ -23,7 +24,8 @@ TIME_MEAN, NOISY_SHARE = 0.4, 0.2
 class Batch:
     """B pictures: clean (B, 64, 64), extra (B, 64, 0 or 320), ids (B, T), what tokens show, loss weights (B, 64).
 
-    `references` (B, 64 n, 64): n clean pictures beside each; then the labels cover all their tokens too.
+    `references` (B, 64 n, 64): n clean pictures beside each; then the labels cover all their tokens too. `pictures`
+    (B, 3, side, side) in [-1, 1]: what redux sees.
     """
 
     clean: Tensor
@@ -35,12 +37,17 @@ class Batch:
     fine: Tensor
     weights: Tensor
     references: Tensor | None = None
+    pictures: Tensor | None = None
 
 
 def draw_batch(data: Latents, size: int) -> Batch:
     """Random scenes, each under a random one of its captions."""
     rows = torch.randint(len(data.latents), (size,))
-    told = torch.randint(data.t5_ids.shape[1], (size,))
+    return scene_batch(data, rows, torch.randint(data.t5_ids.shape[1], (size,)))
+
+
+def scene_batch(data: Latents, rows: Tensor, told: Tensor) -> Batch:
+    """Scenes by their rows, each under the caption of that number."""
     shapes = data.shapes[rows].long()
     weights = object_weights(shapes > 0, data.placed[rows, told])
     clean = data.latents[rows].float()
@@ -71,6 +78,18 @@ def fill_batch(data: dict[str, Tensor], size: int) -> Batch:
         data["fine"][rows].float() / 255,
         1 + 3 * mask.mean(dim=2),
     )
+
+
+def redux_batch(data: Latents, pictures: Tensor, size: int, empty: tuple[Tensor, Tensor]) -> Batch:
+    """The first scenes of `data` with the `pictures` (N, 3, side, side) uint8 of them, four of five without words."""
+    rows = torch.randint(len(pictures), (size,))
+    told = torch.randint(data.t5_ids.shape[1], (size,))
+    batch = scene_batch(data, rows, told)
+    silent = torch.rand(size) < SILENT
+    batch.t5_ids[silent], batch.clip_ids[silent] = empty
+    batch.weights = object_weights(batch.shapes > 0, torch.ones(size, dtype=torch.bool))
+    batch.pictures = pictures[rows].float() / 127.5 - 1
+    return batch
 
 
 def kontext_batch(data: dict[str, Tensor], size: int) -> Batch:
@@ -142,9 +161,10 @@ def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor]) -> None:
     """Both texts become "" in some rows, so that true CFG and negative prompts work.
 
     In others one kind of word is hidden, every colour or every shape: what a word means has to be learnt without the
-    word beside it, or a pair that is new is not drawn as what it says.
+    word beside it, or a pair that is new is not drawn as what it says. Not in instructions: they mostly say one of
+    the two, and the reference shows the other.
     """
-    hidden = torch.rand(len(batch.clean)) < HIDDEN
+    hidden = torch.rand(len(batch.clean)) < (HIDDEN if batch.references is None else 0.0)
     colors = torch.rand(len(batch.clean), 1) < 0.5
     words = [torch.isin(batch.t5_ids, torch.tensor(t5_ids_of(kind))) for kind in (COLORS, SHAPES)]
     batch.t5_ids = torch.where(hidden[:, None] & torch.where(colors, *words), UNKNOWN, batch.t5_ids)
@@ -165,9 +185,9 @@ def random_times(size: int) -> Tensor:
     return torch.where(torch.rand(size) < NOISY_SHARE, 1 - 0.15 * torch.rand(size), middle)
 
 
-def random_guidance(size: int) -> Tensor:
-    """Log-uniform over all values that commands use."""
-    ratio = torch.tensor(GUIDANCE_HIGH / GUIDANCE_LOW)
+def random_guidance(size: int, high: float = GUIDANCE_HIGH) -> Tensor:
+    """Log-uniform from 1, which is off, up to `high`."""
+    ratio = torch.tensor(high / GUIDANCE_LOW)
     return GUIDANCE_LOW * torch.exp(torch.rand(size) * ratio.log())
 
 

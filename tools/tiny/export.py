@@ -1,8 +1,9 @@
 """Ship a stage's weights: `.venv/bin/python tools/tiny/export.py distill` (or `fill-distill`) writes src/mflux/tiny/.
 
 diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the stages of a
-variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too. A base
-that draws worse than the shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
+variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too, `redux/`
+its picture encoder and embedder. A base that draws worse than the shipped one is refused (64 pictures of three sets;
+`--force` skips the comparison).
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from clock import WORK, load_checkpoint, log
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from evaluate import SETS, SHIPPED, evaluate
 from latents import Codec
-from networks import PARTS, Networks
+from networks import PARTS, REDUX_PARTS, REDUX_SIDE, Networks
 from safetensors.torch import load_file, save_file
 from sampler import TorchPainter
-from train import STAGES
+from train import STAGES, new_networks
 from train_vae import VAE_FOLDER
+from transformers import SiglipImageProcessor
 from vocabulary import CLIP_FOLDER, T5_FOLDER
 
-VARIANT_PARTS = {"fill": ("transformer",), "kontext": PARTS}
+VARIANT_PARTS = {"fill": ("transformer",), "kontext": PARTS, "redux": REDUX_PARTS}
+PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}  # of every released file's names
 INDEX = {
     "_class_name": "FluxPipeline",
     "_diffusers_version": "0.30.0.dev0",
@@ -53,7 +56,7 @@ def trained(stage: str) -> Networks:
     state = load_checkpoint(WORK / f"{stage}.pt")
     if state is None:
         raise SystemExit(f"error: no checkpoint of the stage `{stage}`")
-    networks = Networks(64 + STAGES[stage].extra_channels)
+    networks = new_networks(STAGES[stage])
     networks.load_state_dict(state["average"])
     return networks.to(torch.bfloat16).float().eval()
 
@@ -69,13 +72,13 @@ def write_networks(networks: Networks, folder: Path, parts: tuple[str, ...]) -> 
     ready = networks.to(torch.bfloat16)
     for part in parts:
         getattr(ready, part).save_pretrained(folder / part)
-    if "text_encoder" in parts:
-        _name_as_released(folder / "text_encoder" / "model.safetensors")
+    for part in set(parts) & set(PREFIXES):
+        _name_as_released(folder / part / "model.safetensors", PREFIXES[part])
 
 
-def _name_as_released(path: Path) -> None:
-    """transformers 5 writes CLIP without the `text_model.` that every released file has."""
-    tensors = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(path).items()}
+def _name_as_released(path: Path, prefix: str) -> None:
+    """transformers 5 writes CLIP and SigLIP without the prefix that every released file has."""
+    tensors = {prefix + name.removeprefix(prefix): value for name, value in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -99,6 +102,10 @@ def main() -> None:
     variant = STAGES[options.stage].variant
     if variant != "base":
         write_networks(networks, SHIPPED / variant, VARIANT_PARTS[variant])
+        if variant == "redux":
+            SiglipImageProcessor(size={"height": REDUX_SIDE, "width": REDUX_SIDE}).save_pretrained(
+                SHIPPED / variant / "feature_extractor"
+            )
         return
     base = SHIPPED / "base"
     if (base / "transformer").exists() and not options.force:

@@ -23,6 +23,7 @@ from world import BACKGROUNDS, COLORS, SHAPES, SIDE, Scene, coverage, draw, samp
 CAPTIONS_PER_SCENE = 4
 LATENTS_FILE = WORK / "latents.pt"
 TOKENS = (SIDE // 16) ** 2
+FIRST_SEED, PART = 10_000, 500  # each part of the scenes has a seed of its own
 T5_LENGTH, CLIP_LENGTH = 32, 32  # longest caption: 23 and 25; CLIP's padding never reaches its pooled output
 
 
@@ -105,10 +106,15 @@ def token_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 Told = tuple[str, bool, list[int]]  # words, whether they say where, the place of what each token describes
 
 
+def scenes_of_part(seed: int, count: int) -> tuple[list[Scene], np.random.Generator]:
+    """The scenes of one part, and the generator that goes on to tell them."""
+    rng = np.random.default_rng(seed)
+    return [sample_scene(rng) for _ in range(count)], rng
+
+
 def _scenes(seed: int, count: int) -> tuple[np.ndarray, list[list[Told]], list[np.ndarray]]:
     """Pictures, captions and labels of `count` scenes."""
-    rng = np.random.default_rng(seed)
-    scenes = [sample_scene(rng) for _ in range(count)]
+    scenes, rng = scenes_of_part(seed, count)
     told = [[caption(scene, rng) for _ in range(CAPTIONS_PER_SCENE)] for scene in scenes]
     labels = [np.stack(parts) for parts in zip(*(token_labels(scene) for scene in scenes), strict=True)]
     pictures = np.stack([np.asarray(draw(scene)) for scene in scenes])
@@ -133,7 +139,7 @@ def token_ids(texts: list[str], t5_length: int = T5_LENGTH) -> tuple[torch.Tenso
 # --- all scenes ------------------------------------------------------------------------------------------------------
 
 
-def encode_scenes(count: int, seed: int = 10_000, part: int = 500) -> Latents:
+def encode_scenes(count: int, seed: int = FIRST_SEED, part: int = PART) -> Latents:
     codec, latents, told, labels = Codec(), [], [], []
     seeds = range(seed, seed + count // part)
     with ProcessPoolExecutor(1) as pool:
@@ -172,7 +178,7 @@ def load(path: Path = LATENTS_FILE) -> Latents:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=24_000)
-    parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=FIRST_SEED)
     parser.add_argument("--out", type=Path, default=LATENTS_FILE)
     options = parser.parse_args()
     encoded = encode_scenes(options.scenes, options.seed)

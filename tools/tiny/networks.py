@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from captions import PLACES
 from diffusers import FluxTransformer2DModel
+from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, SiglipVisionConfig, SiglipVisionModel, T5Config, T5EncoderModel
 from vocabulary import CLIP_FOLDER, CLIP_LENGTH, load_clip, t5_pieces
 from world import BACKGROUNDS, COLORS, SHAPES
 
@@ -20,7 +21,10 @@ WIDTH = 128
 IN_CHANNELS = 64
 GLIMPSE_AFTER = 2  # single blocks; the head reads the image tokens there
 GLIMPSE_SIZES = (1 + len(SHAPES), 1 + len(COLORS) + len(BACKGROUNDS), 16)  # as labelled in `latents.py`
-PARTS = ("transformer", "text_encoder", "text_encoder_2")
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
+PARTS = ("transformer", *TEXT_PARTS)
+REDUX_PARTS = ("image_encoder", "image_embedder")
+REDUX_WIDTH, REDUX_SIDE, REDUX_PATCH = 96, 96, 16  # 36 tokens
 
 
 class Networks(nn.Module):
@@ -30,7 +34,7 @@ class Networks(nn.Module):
     state where the object stands that it describes (kontext: the word's role in the instruction).
     """
 
-    def __init__(self, in_channels: int = IN_CHANNELS) -> None:
+    def __init__(self, in_channels: int = IN_CHANNELS, redux: bool = False) -> None:
         super().__init__()
         self.transformer = FluxTransformer2DModel(
             in_channels=in_channels,
@@ -49,10 +53,19 @@ class Networks(nn.Module):
         self.glimpse = nn.Linear(WIDTH, sum(GLIMPSE_SIZES))
         self.placing = nn.Linear(WIDTH, 1 + len(PLACES))
         _start_at_zero(self.transformer)
+        if redux:
+            self.image_encoder = SiglipVisionModel(_siglip_config())
+            self.image_embedder = ReduxImageEncoder(REDUX_WIDTH, WIDTH)
 
-    def describe(self, t5_ids: Tensor, clip_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Text states (B, T, WIDTH) and the pooled vector (B, WIDTH); padding is not masked, as in FLUX."""
+    def describe(self, t5_ids: Tensor, clip_ids: Tensor, pictures: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Text states (B, T, WIDTH) and the pooled vector (B, WIDTH); padding is not masked, as in FLUX.
+
+        Redux: the 36 tokens of `pictures` (B, 3, REDUX_SIDE, REDUX_SIDE) in [-1, 1] follow the text's.
+        """
         text = self.text_encoder_2(input_ids=t5_ids).last_hidden_state
+        if pictures is not None:
+            seen = self.image_encoder(pixel_values=pictures).last_hidden_state
+            text = torch.cat([text, self.image_embedder(seen).image_embeds], dim=1)
         return text, self.text_encoder(input_ids=clip_ids).pooler_output
 
     def velocity(
@@ -89,6 +102,12 @@ class Networks(nn.Module):
         """Logits of shape (B, S, 7), colour (B, S, 15) and fine coverage (B, S, 16) for each image token."""
         seen = self.glimpse(F.layer_norm(middle, (WIDTH,)))
         return seen.split(GLIMPSE_SIZES, dim=-1)
+
+    def load_redux(self, folder: Path) -> None:
+        """The shipped picture encoder, in float32."""
+        self.image_encoder = SiglipVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32)
+        embedder = ReduxImageEncoder.from_pretrained(folder / "image_embedder", torch_dtype=torch.float32)
+        self.image_embedder = embedder
 
     @classmethod
     def from_folders(cls, base: Path, transformer: Path) -> Networks:
@@ -153,6 +172,17 @@ def _clip_config() -> CLIPTextConfig:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _siglip_config() -> SiglipVisionConfig:
+    return SiglipVisionConfig(
+        hidden_size=REDUX_WIDTH,
+        intermediate_size=4 * REDUX_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=REDUX_SIDE,
+        patch_size=REDUX_PATCH,
     )
 
 

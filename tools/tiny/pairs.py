@@ -1,81 +1,23 @@
 """Encode the training pictures of the kontext variant: `.venv/bin/python tools/tiny/pairs.py --groups 5000`.
 
-A group is a scene and what four different edits make of it. Each picture is encoded once and serves in several pairs:
-an edit, the edit that undoes it, and two edits of one kind one after another. Some groups hold a second picture to take
-an object or a background from. Kept in .tiny/pairs.pt.
+Each picture of a group (`groups.py`) is encoded once and serves in several pairs. Kept in .tiny/pairs.pt.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from clock import WORK, log
-from edits import COMBINED, Edit, combine, instruct, reverse, sample_edit
+from groups import WORDINGS_PER_PAIR, random_group
 from latents import CLIP_LENGTH, T5_LENGTH, Codec, padded_labels, token_ids, token_labels
 from torch import Tensor
-from world import SIDE, Scene, SceneKind, draw, sample_scene
+from world import SIDE, draw
 
 PAIRS_FILE = WORK / "pairs.pt"
-WORDINGS_PER_PAIR = 3
-EDITS_PER_GROUP = 4
-COMBINED_SHARE = 0.3  # of the groups
 CHANGED = 8  # grey levels
-# Drawing a new shape is harder than any other edit. An edit trains its reverse too: add and remove share one number.
-SHARES = {"recolour": 1.2, "background": 1.0, "replace": 1.8, "remove": 0.8, "style": 1.3, "size": 1.1, "add": 2.6}
-SHARES |= {"dot": 1.1, "keep": 0.5}
-
-
-@dataclass
-class Group:
-    """Scenes, and pairs of them: indices of source and second source (-1: none) and target, words and their roles."""
-
-    scenes: list[Scene] = field(default_factory=list)
-    pairs: list[tuple[int, int, int]] = field(default_factory=list)
-    told: list[list[tuple[str, list[int]]]] = field(default_factory=list)
-
-    def add(self, edit: Edit, rng: np.random.Generator, second: Scene | None = None) -> None:
-        told = [instruct(edit, rng) for _ in range(WORDINGS_PER_PAIR)]
-        self.told.append([(one.text, one.roles) for one in told])
-        other = -1 if second is None else self._place(second)
-        self.pairs.append((self._place(edit.source), other, self._place(edit.target)))
-
-    def _place(self, scene: Scene) -> int:
-        if scene not in self.scenes:
-            self.scenes.append(scene)
-        return self.scenes.index(scene)
-
-
-def random_group(rng: np.random.Generator) -> Group:
-    group, source = Group(), sample_scene(rng)
-    chances = np.array(list(SHARES.values())) / sum(SHARES.values())
-    drawn = [sample_edit(str(kind), source, rng) for kind in rng.choice(list(SHARES), EDITS_PER_GROUP, p=chances)]
-    edits = [edit for edit in drawn if edit is not None]
-    for edit in [*edits, *chained(edits)]:
-        group.add(edit, rng)
-        if edit.kind != "keep":
-            group.add(reverse(edit), rng)
-    if rng.random() < COMBINED_SHARE:
-        alone = SceneKind(two_objects=0)
-        first, second = sample_scene(rng, alone), sample_scene(rng, alone)
-        for kind in rng.choice(COMBINED, 2, replace=False, p=(0.4, 0.1, 0.25, 0.25)):
-            edit = combine(str(kind), first, second, rng)
-            if edit is not None:
-                group.add(edit, rng, None if kind == "bring" else second)
-    return group
-
-
-def chained(edits: list[Edit]) -> Iterator[Edit]:
-    """From one edited scene to another, where both differ from the source in the same thing."""
-    for i, first in enumerate(edits):
-        for second in edits[i + 1 :]:
-            same = first.kind == second.kind and first.index == second.index and first.target != second.target
-            if same and first.kind in ("recolour", "background", "style"):
-                yield Edit(first.kind, first.target, second.target, first.index)
 
 
 def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:

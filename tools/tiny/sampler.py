@@ -40,13 +40,14 @@ class TorchPainter:
         true_cfg: float = 1.0,
         size: tuple[int, int] = (128, 128),
         references: Tensor | None = None,
+        pictures: Tensor | None = None,
     ) -> list[np.ndarray]:
         """Pictures (H, W, 3) uint8. `extra` (B, tokens, channels) goes beside the latents, `references` (B, n * tokens,
-        64) after them; size is height, width."""
+        64) after them; size is height, width. `pictures` as in `Networks.describe`."""
         rows, columns = size[0] // 16, size[1] // 16
         noise = [torch.randn(rows * columns, IN_CHANNELS, generator=torch.Generator().manual_seed(s)) for s in seeds]
         x = torch.stack(noise)
-        text, pooled = self.networks.describe(*token_ids(prompts))
+        text, pooled = self.networks.describe(*token_ids(prompts), pictures)
         empty = self.networks.describe(*token_ids([""] * len(prompts)))
         guidance = torch.full((len(x),), self.guidance)
         sigmas = shifted_sigmas(self.steps, rows * columns)

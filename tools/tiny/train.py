@@ -2,14 +2,16 @@
 `kontext`, each with a `-distill` of its own.
 
 Needs .tiny/latents.pt (`latents.py`), for `fill` .tiny/holes.pt (`holes.py`), for `kontext` .tiny/pairs.pt
-(`pairs.py`). A cut run goes on from .tiny/<stage>.pt; `--start FOLDER` begins from shipped weights (a diffusers layout)
-instead of the stage before. Each stage lasts the given minutes, and its learning rate follows the clock.
+(`pairs.py`), for `redux` .tiny/looks.pt (`looks.py`). A cut run goes on from .tiny/<stage>.pt; `--start FOLDER` begins
+from shipped weights (a diffusers layout) instead of the stage before. Each stage lasts the given minutes, and its
+learning rate follows the clock.
 
 base: rectified flow, both text encoders and the transformer together. A training-only head tells from a middle state
 which shape and colour each image token belongs to: shapes bind to words much earlier.
 distill: the target becomes the base's guided velocity, its strength read from the guidance embedding.
 fill: 320 more input channels (masked picture, mask); text encoders frozen, so that only the transformer ships.
 kontext: reference pictures as more tokens; the text encoders learn the words of instructions and ship with it.
+redux: a picture's tokens beside the text's; only the picture encoder and its embedder train.
 fill-distill, kontext-distill: the same as distill, for the variant.
 """
 
@@ -26,6 +28,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F  # noqa: N812
 from batches import (
+    GUIDANCE_HIGH,
+    GUIDANCE_LOW,
     PAD_LENGTHS,
     Batch,
     draw_batch,
@@ -36,14 +40,16 @@ from batches import (
     random_guidance,
     random_length,
     random_times,
+    redux_batch,
     repad,
     swap_word,
 )
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
 from holes import HOLES_FILE
 from latents import LATENTS_FILE, TOKENS, load, token_ids
+from looks import LOOKS_FILE
 from muon import Muon
-from networks import IN_CHANNELS, Networks
+from networks import IN_CHANNELS, PARTS, TEXT_PARTS, Networks
 from pairs import PAIRS_FILE
 from torch import Tensor, nn
 
@@ -56,7 +62,9 @@ Texts = Callable[[], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the training plan. `after`: the stage whose weights it starts from; `keep`: of the running average."""
+    """A row of the training plan. `after`: the stage whose weights it starts from; `keep`: of the running average;
+    `frozen`: the networks that do not train; `guidance_high`: up to where guidance is drawn. Where it stays off, the
+    answer to guidance that the distilled weights have learnt is left as it is."""
 
     after: str | None
     minutes: float
@@ -66,8 +74,9 @@ class Stage:
     keep: float = 0.995
     warm_up: int = 150
     extra_channels: int = 0
-    trains_text: bool = True
+    frozen: tuple[str, ...] = ()
     guided: bool = False
+    guidance_high: float = GUIDANCE_HIGH
 
 
 STAGES = {
@@ -82,7 +91,7 @@ STAGES = {
         keep=0.995,
         warm_up=50,
         extra_channels=320,
-        trains_text=False,
+        frozen=TEXT_PARTS,
     ),
     "fill-distill": Stage(
         after="fill",
@@ -93,10 +102,21 @@ STAGES = {
         keep=0.99,
         warm_up=30,
         extra_channels=320,
-        trains_text=False,
+        frozen=TEXT_PARTS,
         guided=True,
     ),
-    "kontext": Stage(after="distill", minutes=50, variant="kontext", rate=0.7, keep=0.995, warm_up=50),
+    "kontext": Stage(
+        after="distill", minutes=50, variant="kontext", rate=0.7, keep=0.99, warm_up=50, guidance_high=GUIDANCE_LOW
+    ),
+    "redux": Stage(
+        after="distill",
+        minutes=15,
+        variant="redux",
+        keep=0.99,
+        warm_up=50,
+        frozen=PARTS,
+        guidance_high=GUIDANCE_LOW,
+    ),
     "kontext-distill": Stage(
         after="kontext",
         minutes=8,
@@ -105,7 +125,7 @@ STAGES = {
         flat=0.2,
         keep=0.99,
         warm_up=30,
-        trains_text=False,
+        frozen=TEXT_PARTS,
         guided=True,
     ),
 }
@@ -124,7 +144,7 @@ class FlowLoss(nn.Module):
     def forward(
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        text, pooled = self.networks.describe(batch.t5_ids, batch.clip_ids)
+        text, pooled = self.networks.describe(batch.t5_ids, batch.clip_ids, batch.pictures)
         velocity, middle = self.networks.velocity(x, time, guidance, text, pooled, references=batch.references)
         error = (velocity.float() - target).square().mean(dim=2)
         shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
@@ -138,7 +158,10 @@ class FlowLoss(nn.Module):
 def guided_target(
     teacher: Networks, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, empty: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """v("") + s (v(prompt) - v("")) with s = min(4, 1 + log2(g) / 2): g = 1 is off, 3.5 gives 1.9, 30 gives 3.5."""
+    """v("") + s (v(prompt) - v("")) with s = min(4, 1 + log2(g) / 2): g = 1 is off, 3.5 gives 1.9, 30 gives 3.5.
+
+    The teacher's own guidance is off.
+    """
     count = len(x)
     references = None if batch.references is None else batch.references.repeat(2, 1, 1)
     blank = empty[0].new_zeros(count, batch.t5_ids.shape[1])
@@ -147,7 +170,7 @@ def guided_target(
     clip_ids = torch.cat([batch.clip_ids, empty[1].expand(count, -1)])
     with torch.no_grad():
         text, pooled = teacher.describe(t5_ids, clip_ids)
-        twice = x.repeat(2, 1, 1), time.repeat(2), guidance.repeat(2)
+        twice = x.repeat(2, 1, 1), time.repeat(2), torch.ones_like(guidance).repeat(2)
         both, _ = teacher.velocity(*twice, text, pooled, references=references)
     said, unsaid = both.float().chunk(2)
     strength = (1 + guidance.log2() / 2).clamp(max=4)[:, None, None]
@@ -162,7 +185,7 @@ class Trainer:
 
     def __init__(self, name: str, start: Path | None) -> None:
         self.name, self.stage = name, STAGES[name]
-        self.networks = Networks(IN_CHANNELS + self.stage.extra_channels)
+        self.networks = new_networks(self.stage)
         self.step, self.spent = 0, 0.0
         state = load_checkpoint(WORK / f"{name}.pt")
         if state is None:
@@ -188,7 +211,7 @@ class Trainer:
         self.step, self.spent = state["step"], state["spent"]
 
     def _teacher(self, start: Path | None) -> Networks:
-        teacher = Networks(IN_CHANNELS + self.stage.extra_channels)
+        teacher = new_networks(self.stage)
         if start is not None:
             teacher.load_parts(start)
         else:
@@ -197,9 +220,8 @@ class Trainer:
 
     def _optimizers(self) -> tuple[Muon, torch.optim.AdamW]:
         """Muon for the matrices inside blocks, AdamW for embeddings, norms, biases and heads."""
-        if not self.stage.trains_text:
-            self.networks.text_encoder.requires_grad_(False)
-            self.networks.text_encoder_2.requires_grad_(False)
+        for part in self.stage.frozen:
+            getattr(self.networks, part).requires_grad_(False)
         named = [(name, p) for name, p in self.networks.named_parameters() if p.requires_grad]
         inside = [p for name, p in named if is_block_matrix(name, p)]
         others = [p for name, p in named if not is_block_matrix(name, p) and DISTANCES not in name]
@@ -235,6 +257,10 @@ class Trainer:
         save_checkpoint(WORK / f"{self.name}.pt", state)
 
 
+def new_networks(stage: Stage) -> Networks:
+    return Networks(IN_CHANNELS + stage.extra_channels, redux=stage.variant == "redux")
+
+
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and ("blocks." in name or ".layers." in name or ".block." in name) and "bias" not in name
 
@@ -265,7 +291,7 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
         batch.t5_ids = repad(batch.t5_ids, length)
         usual = length == PAD_LENGTHS[0] and (batch.references is None or batch.references.shape[1] == TOKENS)
         run = fast if usual else objective
-        loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty)
+        loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty, trainer.stage.guidance_high)
         if texts is not None:
             place_loss, spill = text_step(trainer.networks, *texts())
         trainer.update()
@@ -299,11 +325,11 @@ def text_step(networks: Networks, t5_ids: Tensor, places: Tensor) -> tuple[Tenso
 
 
 def flow_step(
-    objective: nn.Module, teacher: Networks | None, batch: Batch, empty: tuple[Tensor, Tensor]
+    objective: nn.Module, teacher: Networks | None, batch: Batch, empty: tuple[Tensor, Tensor], guidance_high: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noise the batch, compare velocities, leave the gradients; returns loss, plain error and shape loss."""
     size = len(batch.clean)
-    times, guidance, noise = random_times(size), random_guidance(size), torch.randn_like(batch.clean)
+    times, guidance, noise = random_times(size), random_guidance(size, guidance_high), torch.randn_like(batch.clean)
     inputs = torch.cat([torch.lerp(batch.clean, noise, times[:, None, None]), batch.extra], dim=2)
     with torch.autocast("cpu", torch.bfloat16):
         target = noise - batch.clean
@@ -346,8 +372,10 @@ def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
     if plan.variant == "kontext":
         pairs = torch.load(PAIRS_FILE, weights_only=True)
         texts = partial(draw_texts, pairs["t5_ids"], pairs["roles"], TEXTS // 2)
-        return partial(kontext_batch, pairs, size), texts if plan.trains_text else None
+        return partial(kontext_batch, pairs, size), None if "text_encoder_2" in plan.frozen else texts
     data = load(LATENTS_FILE)
+    if plan.variant == "redux":
+        return partial(redux_batch, data, torch.load(LOOKS_FILE, weights_only=True), size, empty_ids()), None
     return partial(draw_batch, data, size), partial(draw_texts, data.t5_ids, data.places, TEXTS)
 
 
