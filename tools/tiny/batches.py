@@ -63,14 +63,17 @@ def scene_batch(data: Latents, rows: Tensor, told: Tensor) -> Batch:
     )
 
 
-def fill_batch(data: dict[str, Tensor], size: int) -> Batch:
-    """Random scenes with their holes; tokens in the hole count four times."""
+def fill_batch(data: dict[str, Tensor], size: int, channels: int) -> Batch:
+    """Random scenes or canvases with their holes; tokens in the hole count four times.
+
+    `channels`: 320 of masked picture and mask, or 0 (in-context, which sees the canvas itself).
+    """
     rows = torch.randint(len(data["clean"]), (size,))
     told = torch.randint(data["t5_ids"].shape[1], (size,))
     mask = data["mask"][rows].float()
     return Batch(
         data["clean"][rows].float(),
-        torch.cat([data["masked"][rows].float(), mask], dim=2),
+        torch.cat([data["masked"][rows].float(), mask], dim=2)[..., :channels],
         data["t5_ids"][rows, told].long(),
         data["clip_ids"][rows, told].long(),
         data["shapes"][rows].long(),

@@ -2,8 +2,8 @@
 
 diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the stages of a
 variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too, `redux/`
-its picture encoder and embedder. A base that draws worse than the shipped one is refused (64 pictures of three sets;
-`--force` skips the comparison).
+its picture encoder and embedder, the panels' stages an adapter. A base that draws worse than the shipped one is refused
+(64 pictures of three sets; `--force` skips the comparison).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from latents import Codec
 from networks import PARTS, REDUX_PARTS, REDUX_SIDE, Networks
 from safetensors.torch import load_file, save_file
 from sampler import TorchPainter
-from train import STAGES, new_networks
+from train import STAGES, Stage, new_networks
 from train_vae import VAE_FOLDER
 from transformers import SiglipImageProcessor
 from vocabulary import CLIP_FOLDER, T5_FOLDER
@@ -57,6 +57,8 @@ def trained(stage: str) -> Networks:
     if state is None:
         raise SystemExit(f"error: no checkpoint of the stage `{stage}`")
     networks = new_networks(STAGES[stage])
+    if STAGES[stage].lora:
+        networks.add_lora()
     networks.load_state_dict(state["average"])
     return networks.to(torch.bfloat16).float().eval()
 
@@ -92,6 +94,23 @@ def write_base(networks: Networks, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
 
 
+def write_variant(networks: Networks, stage: Stage) -> None:
+    """Only what differs from the base: networks, or an adapter in diffusers' names."""
+    folder = SHIPPED / stage.variant
+    if stage.lora:
+        from peft.utils import get_peft_model_state_dict
+
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = get_peft_model_state_dict(networks.transformer)
+        ready = {f"transformer.{name}": value.to(torch.bfloat16).contiguous() for name, value in tensors.items()}
+        save_file(ready, folder / "pytorch_lora_weights.safetensors")
+        return
+    write_networks(networks, folder, VARIANT_PARTS[stage.variant])
+    if stage.variant == "redux":
+        scaled = SiglipImageProcessor(size={"height": REDUX_SIDE, "width": REDUX_SIDE})
+        scaled.save_pretrained(folder / "feature_extractor")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=list(STAGES))
@@ -101,11 +120,7 @@ def main() -> None:
     networks = trained(options.stage)
     variant = STAGES[options.stage].variant
     if variant != "base":
-        write_networks(networks, SHIPPED / variant, VARIANT_PARTS[variant])
-        if variant == "redux":
-            SiglipImageProcessor(size={"height": REDUX_SIDE, "width": REDUX_SIDE}).save_pretrained(
-                SHIPPED / variant / "feature_extractor"
-            )
+        write_variant(networks, STAGES[options.stage])
         return
     base = SHIPPED / "base"
     if (base / "transformer").exists() and not options.force:

@@ -126,13 +126,15 @@ def _scenes(seed: int, count: int) -> tuple[np.ndarray, list[list[Told]], list[n
     )
 
 
-def token_ids(texts: list[str], t5_length: int = T5_LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
-    """T5 ids (N, t5_length) padded with 0, CLIP ids (N, 32) padded with the end token."""
+def token_ids(
+    texts: list[str], t5_length: int = T5_LENGTH, clip_length: int = CLIP_LENGTH
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T5 ids (N, t5_length) padded with 0, CLIP ids (N, clip_length) padded with the end token."""
     t5, clip = load_t5(T5_FOLDER), load_clip(CLIP_FOLDER)
     t5.enable_padding(length=t5_length, pad_id=0, pad_token="<pad>")
     t5.enable_truncation(t5_length)
     first = torch.tensor([encoding.ids for encoding in t5.encode_batch(texts)])
-    second = clip(texts, padding="max_length", truncation=True, max_length=CLIP_LENGTH).input_ids
+    second = clip(texts, padding="max_length", truncation=True, max_length=clip_length).input_ids
     return first, torch.tensor(second)
 
 

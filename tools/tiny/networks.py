@@ -23,6 +23,11 @@ GLIMPSE_AFTER = 2  # single blocks; the head reads the image tokens there
 GLIMPSE_SIZES = (1 + len(SHAPES), 1 + len(COLORS) + len(BACKGROUNDS), 16)  # as labelled in `latents.py`
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 PARTS = ("transformer", *TEXT_PARTS)
+LORA_RANK = 16
+LORA_TARGETS = (  # all matrices inside blocks except the modulations
+    r".*transformer_blocks\.\d+\."
+    r"(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
+)
 REDUX_PARTS = ("image_encoder", "image_embedder")
 REDUX_WIDTH, REDUX_SIDE, REDUX_PATCH = 96, 96, 16  # 36 tokens
 
@@ -56,6 +61,14 @@ class Networks(nn.Module):
         if redux:
             self.image_encoder = SiglipVisionModel(_siglip_config())
             self.image_embedder = ReduxImageEncoder(REDUX_WIDTH, WIDTH)
+
+    def add_lora(self) -> None:
+        """A new adapter on the transformer, which then trains alone."""
+        from peft import LoraConfig  # here: only some stages need it
+
+        self.requires_grad_(False)
+        adapter = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS)
+        self.transformer.add_adapter(adapter)
 
     def describe(self, t5_ids: Tensor, clip_ids: Tensor, pictures: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Text states (B, T, WIDTH) and the pooled vector (B, WIDTH); padding is not masked, as in FLUX.

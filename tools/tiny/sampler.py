@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from latents import Codec, token_ids
+from latents import CLIP_LENGTH, T5_LENGTH, Codec, token_ids
 from networks import IN_CHANNELS, Networks
 from torch import Tensor
 
@@ -41,14 +41,18 @@ class TorchPainter:
         size: tuple[int, int] = (128, 128),
         references: Tensor | None = None,
         pictures: Tensor | None = None,
+        known: Tensor | None = None,
+        lengths: tuple[int, int] = (T5_LENGTH, CLIP_LENGTH),
     ) -> list[np.ndarray]:
         """Pictures (H, W, 3) uint8. `extra` (B, tokens, channels) goes beside the latents, `references` (B, n * tokens,
-        64) after them; size is height, width. `pictures` as in `Networks.describe`."""
+        64) after them; size is height, width. `pictures` as in `Networks.describe`. `known` (B, tokens, 64): latents
+        that are put back, noised, after each step wherever they are not nan. `lengths` of the T5 and CLIP ids.
+        """
         rows, columns = size[0] // 16, size[1] // 16
         noise = [torch.randn(rows * columns, IN_CHANNELS, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        x = torch.stack(noise)
-        text, pooled = self.networks.describe(*token_ids(prompts), pictures)
-        empty = self.networks.describe(*token_ids([""] * len(prompts)))
+        x = start = torch.stack(noise)
+        text, pooled = self.networks.describe(*token_ids(prompts, *lengths), pictures)
+        empty = self.networks.describe(*token_ids([""] * len(prompts), *lengths))
         guidance = torch.full((len(x),), self.guidance)
         sigmas = shifted_sigmas(self.steps, rows * columns)
         for now, after in pairwise(sigmas):
@@ -59,4 +63,6 @@ class TorchPainter:
                 unsaid, _ = self.networks.velocity(inputs, time, guidance, *empty, rows, columns, references)
                 velocity = unsaid + true_cfg * (velocity - unsaid)
             x = x + (after - now) * velocity
+            if known is not None:
+                x = torch.where(known.isnan(), x, torch.lerp(known, start, after))
         return list(self.codec.decode(x, *size))

@@ -2,9 +2,9 @@
 `kontext`, each with a `-distill` of its own.
 
 Needs .tiny/latents.pt (`latents.py`), for `fill` .tiny/holes.pt (`holes.py`), for `kontext` .tiny/pairs.pt
-(`pairs.py`), for `redux` .tiny/looks.pt (`looks.py`). A cut run goes on from .tiny/<stage>.pt; `--start FOLDER` begins
-from shipped weights (a diffusers layout) instead of the stage before. Each stage lasts the given minutes, and its
-learning rate follows the clock.
+(`pairs.py`), for `redux` .tiny/looks.pt (`looks.py`), for panels .tiny/<task>.panels.pt (`panel_latents.py`). A cut run
+goes on from .tiny/<stage>.pt; `--start FOLDER` begins from shipped weights (a diffusers layout) instead of the stage
+before. Each stage lasts the given minutes, and its learning rate follows the clock.
 
 base: rectified flow, both text encoders and the transformer together. A training-only head tells from a middle state
 which shape and colour each image token belongs to: shapes bind to words much earlier.
@@ -12,6 +12,7 @@ distill: the target becomes the base's guided velocity, its strength read from t
 fill: 320 more input channels (masked picture, mask); text encoders frozen, so that only the transformer ships.
 kontext: reference pictures as more tokens; the text encoders learn the words of instructions and ship with it.
 redux: a picture's tokens beside the text's; only the picture encoder and its embedder train.
+in-context, ic-edit, try-on: adapters (LoRA) for pictures of two panels, of the base and of fill.
 fill-distill, kontext-distill: the same as distill, for the variant.
 """
 
@@ -21,7 +22,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +52,10 @@ from looks import LOOKS_FILE
 from muon import Muon
 from networks import IN_CHANNELS, PARTS, TEXT_PARTS, Networks
 from pairs import PAIRS_FILE
+from panel_latents import panels_file
+from panels import PANEL_LENGTHS
 from torch import Tensor, nn
+from world import SIDE
 
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
 GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT = 0.1, 0.3, 3.0
@@ -62,9 +66,13 @@ Texts = Callable[[], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the training plan. `after`: the stage whose weights it starts from; `keep`: of the running average;
-    `frozen`: the networks that do not train; `guidance_high`: up to where guidance is drawn. Where it stays off, the
-    answer to guidance that the distilled weights have learnt is left as it is."""
+    """A row of the training plan.
+
+    after: the stage whose weights it starts from · rate, flat, warm_up: of the learning rate · keep: of the running
+    average · frozen: the networks that do not train · guided: guidance distillation · guidance_high: up to where
+    guidance is drawn; where it stays off, the answer to guidance that the distilled weights have learnt is left as it
+    is · lora: only an adapter trains · text_tokens: their number, where it does not vary.
+    """
 
     after: str | None
     minutes: float
@@ -77,57 +85,46 @@ class Stage:
     frozen: tuple[str, ...] = ()
     guided: bool = False
     guidance_high: float = GUIDANCE_HIGH
+    lora: bool = False
+    text_tokens: int | None = None
 
 
+FILL = Stage(
+    after="distill",
+    minutes=24,
+    variant="fill",
+    rate=0.5,
+    flat=0.3,
+    warm_up=50,
+    extra_channels=320,
+    frozen=TEXT_PARTS,
+)
+KONTEXT = Stage(
+    after="distill", minutes=50, variant="kontext", rate=0.7, keep=0.99, warm_up=50, guidance_high=GUIDANCE_LOW
+)
+PANELS = Stage(
+    after="fill-distill",
+    minutes=12,
+    variant="ic-edit",
+    keep=0.99,
+    warm_up=50,
+    extra_channels=320,
+    guidance_high=GUIDANCE_LOW,
+    lora=True,
+    text_tokens=PANEL_LENGTHS[0],
+)
+BRIEF = {"rate": 0.3, "flat": 0.2, "keep": 0.99, "warm_up": 30, "guided": True, "guidance_high": GUIDANCE_HIGH}
 STAGES = {
     "base": Stage(after=None, minutes=80),
-    "distill": Stage(after="base", minutes=14, rate=0.3, flat=0.2, keep=0.99, warm_up=30, guided=True),
-    "fill": Stage(
-        after="distill",
-        minutes=24,
-        variant="fill",
-        rate=0.5,
-        flat=0.3,
-        keep=0.995,
-        warm_up=50,
-        extra_channels=320,
-        frozen=TEXT_PARTS,
-    ),
-    "fill-distill": Stage(
-        after="fill",
-        minutes=8,
-        variant="fill",
-        rate=0.3,
-        flat=0.2,
-        keep=0.99,
-        warm_up=30,
-        extra_channels=320,
-        frozen=TEXT_PARTS,
-        guided=True,
-    ),
-    "kontext": Stage(
-        after="distill", minutes=50, variant="kontext", rate=0.7, keep=0.99, warm_up=50, guidance_high=GUIDANCE_LOW
-    ),
-    "redux": Stage(
-        after="distill",
-        minutes=15,
-        variant="redux",
-        keep=0.99,
-        warm_up=50,
-        frozen=PARTS,
-        guidance_high=GUIDANCE_LOW,
-    ),
-    "kontext-distill": Stage(
-        after="kontext",
-        minutes=8,
-        variant="kontext",
-        rate=0.3,
-        flat=0.2,
-        keep=0.99,
-        warm_up=30,
-        frozen=TEXT_PARTS,
-        guided=True,
-    ),
+    "distill": Stage(after="base", minutes=14, **BRIEF),
+    "fill": FILL,
+    "fill-distill": replace(FILL, after="fill", minutes=8, **BRIEF),
+    "kontext": KONTEXT,
+    "kontext-distill": replace(KONTEXT, after="kontext", minutes=8, frozen=TEXT_PARTS, **BRIEF),
+    "redux": replace(KONTEXT, minutes=15, rate=1.0, variant="redux", frozen=PARTS),
+    "in-context": replace(PANELS, after="distill", variant="in-context", extra_channels=0),
+    "ic-edit": PANELS,
+    "try-on": replace(PANELS, variant="try-on"),
 }
 
 
@@ -145,7 +142,9 @@ class FlowLoss(nn.Module):
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         text, pooled = self.networks.describe(batch.t5_ids, batch.clip_ids, batch.pictures)
-        velocity, middle = self.networks.velocity(x, time, guidance, text, pooled, references=batch.references)
+        velocity, middle = self.networks.velocity(
+            x, time, guidance, text, pooled, SIDE // 16, x.shape[1] // (SIDE // 16), batch.references
+        )
         error = (velocity.float() - target).square().mean(dim=2)
         shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
         shape_loss = F.cross_entropy(shape.flatten(0, 1), batch.shapes.flatten())
@@ -190,7 +189,9 @@ class Trainer:
         state = load_checkpoint(WORK / f"{name}.pt")
         if state is None:
             self._begin(start)
-        else:
+        if self.stage.lora:
+            self.networks.add_lora()
+        if state is not None:
             self.networks.load_state_dict(state["networks"])
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
         self.teacher: Networks | None = self._teacher(start) if self.stage.guided else None
@@ -281,15 +282,17 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
     half a minute of compiling."""
     objective = FlowLoss(trainer.networks)
     fast = torch.compile(objective, dynamic=False) if compiled else objective
-    empty = empty_ids()
+    empty = empty_ids(trainer.stage)
     saved, seen, since = clock.spent, 0, time.time()
     while not clock.over:
         trainer.set_rates(clock.share)
         batch = next_batch()
         drop_captions(batch, empty)
-        length = random_length()
+        length = trainer.stage.text_tokens or random_length()
         batch.t5_ids = repad(batch.t5_ids, length)
-        usual = length == PAD_LENGTHS[0] and (batch.references is None or batch.references.shape[1] == TOKENS)
+        usual = length == (trainer.stage.text_tokens or PAD_LENGTHS[0]) and (
+            batch.references is None or batch.references.shape[1] == TOKENS
+        )
         run = fast if usual else objective
         loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty, trainer.stage.guidance_high)
         if texts is not None:
@@ -340,9 +343,9 @@ def flow_step(
     return losses
 
 
-def empty_ids() -> tuple[Tensor, Tensor]:
-    """T5 (32,) and CLIP (32,) ids of ""."""
-    t5_ids, clip_ids = token_ids([""])
+def empty_ids(stage: Stage) -> tuple[Tensor, Tensor]:
+    """T5 and CLIP ids of "", (32,) both, for panels (64,) and (77,)."""
+    t5_ids, clip_ids = token_ids([""]) if stage.text_tokens is None else token_ids([""], *PANEL_LENGTHS)
     return t5_ids[0], clip_ids[0]
 
 
@@ -368,14 +371,16 @@ def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
     """What draws the next batch of a stage, and captions alone while the text encoders train."""
     plan = STAGES[stage]
     if plan.variant == "fill":
-        return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size), None
+        return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size, plan.extra_channels), None
+    if plan.lora:
+        return partial(fill_batch, torch.load(panels_file(stage), weights_only=True), size, plan.extra_channels), None
     if plan.variant == "kontext":
         pairs = torch.load(PAIRS_FILE, weights_only=True)
         texts = partial(draw_texts, pairs["t5_ids"], pairs["roles"], TEXTS // 2)
         return partial(kontext_batch, pairs, size), None if "text_encoder_2" in plan.frozen else texts
     data = load(LATENTS_FILE)
     if plan.variant == "redux":
-        return partial(redux_batch, data, torch.load(LOOKS_FILE, weights_only=True), size, empty_ids()), None
+        return partial(redux_batch, data, torch.load(LOOKS_FILE, weights_only=True), size, empty_ids(plan)), None
     return partial(draw_batch, data, size), partial(draw_texts, data.t5_ids, data.places, TEXTS)
 
 
