@@ -33,10 +33,10 @@ from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import rope_table
-from mflux.engine.parts import ADAPTABLE
 from mflux.weights.files import read_header, read_tensor
-from mflux.weights.load import load_network, read_config
-from mflux.weights.lora_files import attach, read_lora
+from mflux.weights.kinds import read_config
+from mflux.weights.load import load_network
+from mflux.weights.lora_files import ADAPTABLE, attach, read_lora
 
 Tensors = dict[str, Any]
 DIFFUSERS_SIDE = 1024

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from mflux.cli.options import SHARED, Command, Option, Values, real
+from mflux.cli.options import LORAS, SHARED, Command, Option, Values, real, whole
+from mflux.engine.request import QUANTIZE
 from mflux.errors import UsageError
 
 
@@ -27,6 +28,30 @@ def fill_conditions(values: Values) -> tuple[Any, ...]:
     from mflux import conditions
 
     return (conditions.Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
+
+
+def save(values: Values) -> None:
+    from mflux.cli.save import save_model
+
+    save_model(values)
+
+
+def info(values: Values) -> None:
+    from mflux.cli.inspect import info
+
+    info(**values)
+
+
+def check(values: Values) -> None:
+    from mflux.cli.inspect import check
+
+    check(**values)
+
+
+def lora_library(values: Values) -> None:
+    from mflux.cli.inspect import lora_library
+
+    lora_library(**values)
 
 
 COMMANDS = (
@@ -64,6 +89,46 @@ COMMANDS = (
         ),
         fill_conditions,
         default_model="fill",
+    ),
+    Command(
+        "mflux-save",
+        "Save a model, quantized or not, with LoRAs in it or not, for mflux or for diffusers.",
+        "base",
+        (
+            Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, folder, or single file"),
+            Option("--path", "Saving.target", "the new folder"),
+            Option("--base-model", "Flux1.base_model", "alias of the family that a third-party model belongs to"),
+            Option(
+                "--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}
+            ),
+            Option("--layout", "Saving.layout", "whose folder layout: mflux (default) or diffusers (whole weights)"),
+            *LORAS,
+        ),
+        run=save,
+    ),
+    Command(
+        "mflux-info",
+        "Say what a picture, checkpoint, LoRA or model folder holds.",
+        "base",
+        (Option("FILE", "info.file", "a picture, a .safetensors or .gguf file, or a folder"),),
+        run=info,
+    ),
+    Command(
+        "mflux-check",
+        "Compare a saved model with its manifest, byte by byte; without one, check its tensors.",
+        "base",
+        (Option("MODEL", "check.model", "a folder, alias or hub id"),),
+        run=check,
+    ),
+    Command(
+        "mflux-lora-library",
+        "List the LoRAs that can be named: the files below the folders in LORA_LIBRARY_PATH.",
+        "base",
+        (
+            Option("ACTION", "lora_library.action", "list", {"nargs": "?", "default": "list", "choices": ("list",)}),
+            Option("--paths", "lora_library.paths", "folders in place of LORA_LIBRARY_PATH", {"nargs": "+"}),
+        ),
+        run=lora_library,
     ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mflux.cli.commands import BY_NAME
+from mflux.cli.loras import choose_loras
 from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
 from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
@@ -41,6 +42,9 @@ class Run:
     batch_size: int | None = None
     metadata: bool = False
     no_metadata: bool = False
+    lora: Sequence[Sequence[str]] = ()
+    lora_name: str | None = None
+    lora_repo_id: str | None = None
 
 
 def generate() -> int:
@@ -51,12 +55,32 @@ def fill() -> int:
     return main(BY_NAME["mflux-generate-fill"])
 
 
+def save() -> int:
+    return main(BY_NAME["mflux-save"])
+
+
+def info() -> int:
+    return main(BY_NAME["mflux-info"])
+
+
+def check() -> int:
+    return main(BY_NAME["mflux-check"])
+
+
+def lora_library() -> int:
+    return main(BY_NAME["mflux-lora-library"])
+
+
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.  The one place that turns exceptions into words."""
     open_streams()
     set_up_log()
     try:
-        draw(command, parse(command, sys.argv[1:] if argv is None else argv))
+        values = parse(command, sys.argv[1:] if argv is None else argv)
+        if command.run:
+            command.run(values)
+        else:
+            draw(command, values)
         sys.stdout.flush()
         return 0
     except MfluxError as error:
@@ -93,15 +117,16 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = command.conditions(values)
     model, base_model = choose_model(command, run, values.get("base_model"))
+    loras = choose_loras(values)
 
     from mflux.engine.flux import Flux1
 
     options = {
         name: values[name]
-        for name in ("quantize", "lora_paths", "lora_scales", "vae_tiling", "force")
+        for name in ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
         if name in values
     }
-    flux = Flux1(model, base_model=base_model, task=command.task, **options)
+    flux = Flux1(model, base_model=base_model, task=command.task, **loras, **options)
     rest = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
     if run.prompt_file is not None and run.batch_size is not None:

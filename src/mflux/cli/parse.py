@@ -34,6 +34,9 @@ class Once(argparse.Action):
 def build_parser(command: Command) -> Parser:
     parser = Parser(prog=command.name, description=command.summary, allow_abbrev=False)
     for option in command.options:
+        if not option.is_flag:
+            parser.add_argument(option.name, metavar=option.flags, help=option.help, **option.parse)
+            continue
         parser.add_argument(
             *option.flags.split(),
             dest=option.name,
@@ -55,7 +58,7 @@ def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     parser = build_parser(command)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [flag for option in command.options for flag in option.flags.split()]
+        flags = [flag for option in command.options if option.is_flag for flag in option.flags.split()]
         close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.6)
         hint = " or ".join(f"`{each}`" for each in close)
         help_hint = f"`{command.name} --help` lists every flag"
