@@ -24,16 +24,17 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mflux.conditions import Fill, ImageToImage, Inpaint
+from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.schedule import read_schedule, strength_start
 from mflux.engine.slots import Condition
 from mflux.engine.tokens import open_clip, open_t5
 from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
-from mflux.images.sizes import floor_to_cell
+from mflux.images.sizes import floor_to_cell, of_area, preferred
 from mflux.models.transformer import rope_table
 from mflux.engine.parts import ADAPTABLE
+from mflux.weights.catalog import MEGAPIXEL
 from mflux.weights.files import read_header, read_tensor
 from mflux.weights.load import load_network, read_config
 from mflux.weights.lora_files import attach, read_lora
@@ -55,6 +56,7 @@ MANDATORY = {
     "image-to-image": ("latents", "image"),
     "inpaint": ("latents", "image"),
     "fill": ("latents", "image"),
+    "kontext": ("latents", "image"),
 }
 
 
@@ -229,6 +231,23 @@ def fill(case: Case) -> Tensors:
     return draw(case, conditions, {"guidance": 30.0, "num_inference_steps": 50})
 
 
+def kontext(case: Case) -> Tensors:
+    images = [case.path("image")] if "image" in case.spec["inputs"] else []
+    area = case.args.get("max_area", DIFFUSERS_SIDE**2)
+    return draw(case, [Kontext(images, max_area=area, fit=reference_fit(case))], {})
+
+
+def reference_fit(case: Case) -> str:
+    return "preferred" if case.args.get("_auto_resize", True) else "own"
+
+
+def kontext_sizes(case: Case) -> Tensors:
+    return {
+        "output_sizes": np.int32([of_area(area, height, width) for height, width, area in case.args["outputs"]]),
+        "reference_sizes": np.int32([preferred(MEGAPIXEL, *size) for size in case.args["references"]]),
+    }
+
+
 def draw(case: Case, conditions: list[Condition], defaults: dict[str, Any]) -> Tensors:
     """A whole pipeline: diffusers' arguments in, latents and pictures out."""
     args = {"height": DIFFUSERS_SIDE, "width": DIFFUSERS_SIDE, "num_inference_steps": 28, "guidance": 3.5}
@@ -285,6 +304,8 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "image-to-image": image_to_image,
     "inpaint": inpaint,
     "fill": fill,
+    "kontext": kontext,
+    "kontext-sizes": kontext_sizes,
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Fill, ImageToImage, Inpaint
+from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext
 from mflux.engine.slots import Condition, request_from_json
 
 SIZE = {"height": 48, "width": 64}
@@ -59,6 +59,17 @@ ROWS = [
         off=lambda picture, mask: [Inpaint(picture, np.full((48, 64), 255, np.uint8))],
     ),
     Row("fill", "fill", lambda picture, mask: [Fill(picture, mask)]),
+    Row(
+        "kontext",
+        "kontext",
+        lambda picture, mask: [Kontext([picture, mask], fit="own")],
+        off=lambda picture, mask: [Kontext([])],
+    ),
+    Row(
+        "kontext, after two turns",
+        "kontext",
+        lambda picture, mask: [Kontext(picture, fit="own", turns=("a red fox",) * 2)],
+    ),
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
 ]
 OFF = [row for row in ROWS if row.off]

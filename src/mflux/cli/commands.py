@@ -29,6 +29,14 @@ def fill_conditions(values: Values) -> tuple[Any, ...]:
     return (conditions.Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
 
 
+def kontext_conditions(values: Values) -> tuple[Any, ...]:
+    if "images" not in values:
+        raise UsageError("`--image-path` is missing", "give the picture to edit, and perhaps more to take from")
+    from mflux import conditions
+
+    return (conditions.Kontext(values["images"], fit=values.get("fit", "preferred")),)
+
+
 COMMANDS = (
     Command(
         "mflux-generate",
@@ -64,6 +72,23 @@ COMMANDS = (
         ),
         fill_conditions,
         default_model="fill",
+    ),
+    Command(
+        "mflux-generate-kontext",
+        "Do with a picture what the prompt tells, with a Kontext model.",
+        "kontext",
+        (
+            *SHARED,
+            Option("--image-path", "Kontext.images", "the picture, or several to take from", {"nargs": "+"}),
+            Option("--turns", "Run.turns", "a text file of instructions, one a line, each on the result before"),
+            Option(
+                "--fit",
+                "Kontext.fit",
+                "size of the pictures: preferred (default), own, or the drawn one's by stretch, crop or pad",
+            ),
+        ),
+        kontext_conditions,
+        default_model="kontext",
     ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

@@ -35,6 +35,7 @@ class Run:
     path: str | None = None
     prompt: str | None = None
     prompt_file: str | None = None
+    turns: str | None = None
     seed: Sequence[int] = ()
     auto_seeds: int | None = None
     output: str = "image.png"
@@ -49,6 +50,11 @@ def generate() -> int:
 
 def fill() -> int:
     return main(BY_NAME["mflux-generate-fill"])
+
+
+def named() -> int:
+    """The command by whose name the program was started."""
+    return main(BY_NAME[Path(sys.argv[0]).stem])
 
 
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
@@ -88,8 +94,9 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     if run.batch_size is not None:
         check_number("batch_size", run.batch_size, 1, 1000, whole=True)
     seeds = choose_seeds(run)
-    prompt = read_prompt(run)
-    targets = output_names(run.output, seeds)
+    turns = read_turns(run)
+    prompt = turns[0] if turns else read_prompt(run)
+    targets = output_names(run.output, seeds, len(turns))
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = command.conditions(values)
     model, base_model = choose_model(command, run, values.get("base_model"))
@@ -102,17 +109,24 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         if name in values
     }
     flux = Flux1(model, base_model=base_model, task=command.task, **options)
-    rest = {"negative_prompt": negative, "conditions": conditions}
+    rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
-    if run.prompt_file is not None and run.batch_size is not None:
-        log.warning("--batch-size is not used: with --prompt-file pictures are drawn one by one")
+    if run.batch_size is not None and (turns or run.prompt_file is not None):
+        which = "--turns" if turns else "--prompt-file"
+        log.warning(f"--batch-size is not used: with {which} pictures are drawn one by one")
     for path in checked:
         check_output_size(path, plan.height, plan.width)
     for note in plan.notes:
         log.warning(note)
-    with Bar(len(seeds), plan.steps) as bar:
-        if run.prompt_file is None:  # its prompt may change between pictures, so those are drawn one by one
-            pictures: Iterator[Any] = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
+    with Bar(len(targets), plan.steps) as bar:
+        if turns:
+            from mflux.conditions.kontext import draw_turns
+
+            pictures: Iterator[Any] = (
+                picture for seed in seeds for picture in draw_turns(flux, seed, turns, config, on_step=bar.step, **rest)
+            )
+        elif run.prompt_file is None:  # its prompt may change between pictures, so those are drawn one by one
+            pictures = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
         else:
             pictures = (
                 picture
@@ -189,15 +203,25 @@ def read_prompt(run: Run) -> str:
     return prompt_text(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin", "prompt")
 
 
-def read_prompt_file(path: Path) -> str:
+def read_prompt_file(path: Path, field: str = "prompt_file") -> str:
     try:
         with path.open("rb") as file:
-            return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", "prompt_file")
+            return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", field)
     except FileNotFoundError:
-        raise UsageError(f"there is no file `{path}`", "check the path", "prompt_file") from None
+        raise UsageError(f"there is no file `{path}`", "check the path", field) from None
     except OSError as error:
         problem = f"`{path}` cannot be read ({error.strerror})"
-        raise UsageError(problem, "give a text file", "prompt_file") from None
+        raise UsageError(problem, "give a text file", field) from None
+
+
+def read_turns(run: Run) -> tuple[str, ...]:
+    """The instructions of `--turns`, one a line; none without it."""
+    if run.turns is None:
+        return ()
+    if run.prompt is not None or run.prompt_file is not None:
+        raise UsageError("the file holds the prompts", "give `--turns` alone, or one prompt without it", "turns")
+    text = read_prompt_file(expand(run.turns, "turns"), "turns")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def prompt_text(raw: bytes, name: str, field: str) -> str:
@@ -212,17 +236,24 @@ def prompt_text(raw: bytes, name: str, field: str) -> str:
     return text
 
 
-def output_names(pattern: str, seeds: Sequence[int]) -> list[str]:
-    """A file name for each seed.  Raises UsageError for a placeholder other than `{seed}`."""
+def output_names(pattern: str, seeds: Sequence[int], turns: int = 0) -> list[str]:
+    """A file name for each seed, and for each of its turns.  Raises UsageError for an unknown placeholder."""
     name = pattern.replace("{seed}", "")
     if "{" in name or "}" in name:
         raise UsageError(f"`{pattern}` has an unknown placeholder", "`{seed}` is the only one", "output")
     if "{seed}" in pattern:
-        return [pattern.replace("{seed}", str(seed)) for seed in seeds]
-    path = Path(pattern)
-    return [
-        str(path.with_stem(f"{path.stem}_seed_{seed}")) if len(seeds) > 1 and path.stem else pattern for seed in seeds
-    ]
+        names = [pattern.replace("{seed}", str(seed)) for seed in seeds]
+    else:
+        names = [ending_in(pattern, f"_seed_{seed}") if len(seeds) > 1 else pattern for seed in seeds]
+    if not turns:
+        return names
+    return [ending_in(name, f"_turn_{turn}") for name in names for turn in range(1, turns + 1)]
+
+
+def ending_in(name: str, ending: str) -> str:
+    """The name with an ending of its stem."""
+    path = Path(name)
+    return str(path.with_stem(path.stem + ending)) if path.stem else name
 
 
 class Bar:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mflux.engine.slots import ROOMS
 
-HOMES = {"Fill": "fill", "ImageToImage": "image_to_image", "Inpaint": "inpaint"}
+HOMES = {"Fill": "fill", "ImageToImage": "image_to_image", "Inpaint": "inpaint", "Kontext": "kontext"}
 __all__ = sorted(HOMES)
 
 

@@ -187,8 +187,8 @@ class Flux1:
         self.parts.release("text_encoder", "text_encoder_2")
         stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled))
         prepared = [condition.prepare(stage) for condition in plan.request.conditions]
+        mx.eval([[each.inputs.channels, each.inputs.tokens, each.inputs.text] for each in prepared])
         if plan.encodes:
-            mx.eval([each.inputs.channels for each in prepared if each.inputs.channels is not None])
             self.parts.release("vae")
         return branches, prepared
 
@@ -200,6 +200,8 @@ class Flux1:
             negative = request.negative_prompt or ""
             states, pooled = self.encode_prompt(negative, request.negative_prompt_2, plan.text_tokens)
             yield Branch(states, pooled, plan.guidance)
+        for text in plan.texts:
+            self.encode_prompt(text, None, plan.text_tokens)
 
     def encode_prompt(self, prompt: str, prompt_2: str | None, text_tokens: int) -> tuple[mx.array, mx.array]:
         """T5 states (1, text_tokens, width) of prompt_2 (or prompt), and CLIP's pooled vector (1, P) of prompt."""
@@ -230,8 +232,29 @@ class Flux1:
         on_step: Callable[[Progress], None] | None,
     ) -> tuple[Drawn, Hooks]:
         """Denoise some seeds in one pass and decode them."""
-        hooks = merge([each.bind(Run(plan, noise)) for each in prepared])
-        network = Network(self.parts.get("transformer"), plan.height, plan.width, all_inputs(prepared))
+        latents, hooks = self._denoise(plan, seeds, noise, branches, prepared, on_step)
+        if seeds[-1:] == plan.request.seeds[-1:]:
+            self.parts.release("transformer")
+        pixels = [self._decode(plan, latents[index : index + 1]) for index in range(len(seeds))]
+        return Drawn(latents, np.concatenate(pixels)), hooks
+
+    def _denoise(
+        self,
+        plan: Plan,
+        seeds: tuple[int, ...],
+        noise: mx.array,
+        branches: tuple[Branch, ...],
+        prepared: list[Prepared],
+        on_step: Callable[[Progress], None] | None,
+    ) -> tuple[mx.array, Hooks]:
+        """From noise to the final latents (B, S, 64)."""
+
+        def latents_of(request: Request) -> mx.array:
+            earlier = make_plan(request, self.parts, self.vae_tiling, force=True)
+            return self._denoise(earlier, seeds, noise, *self._prepare(earlier), None)[0]
+
+        hooks = merge([each.bind(Run(plan, noise, latents_of)) for each in prepared])
+        network = Network(self.parts.get("transformer"), plan.height, plan.width, all_inputs(prepared, hooks))
         velocity = GuidedVelocity(network, branches, plan, hooks)
         latents = noise
         for step in hooks.start or ():
@@ -243,11 +266,7 @@ class Flux1:
         if not mx.isfinite(latents).all():
             problem = "the model's numbers overflowed: its latents are not finite"
             raise ModelError(problem, "its weights are damaged, or `precision` is too small for them")
-        del network, velocity
-        if seeds[-1:] == plan.request.seeds[-1:]:
-            self.parts.release("transformer")
-        pixels = [self._decode(plan, latents[index : index + 1]) for index in range(len(seeds))]
-        return Drawn(latents, np.concatenate(pixels)), hooks
+        return latents, hooks
 
     def _decode(self, plan: Plan, latents: mx.array) -> np.ndarray:
         """(1, S, 64) -> (1, H, W, 3) uint8.  One picture at a time: the autoencoder's memory grows with the batch."""
@@ -307,11 +326,11 @@ def paired(paths: Sequence[str], scales: Sequence[float]) -> tuple[tuple[str, fl
     return tuple(zip(map(str, paths), [*scales, *[1.0] * (len(paths) - len(scales))], strict=True))
 
 
-def all_inputs(prepared: list[Prepared]) -> Inputs:
+def all_inputs(prepared: list[Prepared], hooks: Hooks) -> Inputs:
     """The inputs of all conditions, in their order; the plan has refused two that add channels."""
     return Inputs(
         channels=next((each.inputs.channels for each in prepared if each.inputs.channels is not None), None),
-        tokens=[token for each in prepared for token in each.inputs.tokens],
+        tokens=[*hooks.tokens, *(token for each in prepared for token in each.inputs.tokens)],
         text=[text for each in prepared for text in each.inputs.text],
     )
 

@@ -22,7 +22,15 @@ CONDITION_KEYS = {
     ("Inpaint", "image_strength"): "image_strength",
     ("ImageToImage", "image"): "image_path",
     ("ImageToImage", "image_strength"): "image_strength",
+    ("Kontext", "images"): "image_path",
 }
+
+
+def paths_in(value: Any) -> Any:
+    """The paths of described pictures, one alone without its list; other values as they are."""
+    if isinstance(value, list):
+        return paths_in(value[0]) if len(value) == 1 else [paths_in(each) for each in value]
+    return value.get("path") if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class GeneratedImage:
         for condition in described["conditions"]:
             for name, value in condition.items():
                 if key := CONDITION_KEYS.get((condition["condition"], name)):
-                    flat[key] = value.get("path") if isinstance(value, dict) else value
+                    flat[key] = paths_in(value)
         return {**flat, **self.timing, "request": described}
 
     def save(

@@ -77,7 +77,7 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
     text_tokens = config.max_sequence_length or row.text_tokens
     tokens = draft.height * draft.width // TOKEN_PIXELS**2
     guidance = row.guidance if config.guidance is None else config.guidance
-    tiled = tiled or draft.height * draft.width > TILED_VAE_FROM
+    tiled = tiled or max(tokens, draft.encodes) * CELL**2 > TILED_VAE_FROM
     return Plan(
         request=request,
         row=row,
@@ -93,6 +93,7 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         encodes=draft.encodes,
         tiled=tiled,
         extra_tokens=draft.extra_tokens,
+        texts=draft.texts,
         memory_bytes=0,
         notes=draft.notes,
     )
@@ -105,7 +106,7 @@ def forecast(parts: Parts, plan: Plan, batch: int = 1) -> int:
         parts.weight_bytes(part, precision) for part in ("text_encoder", "text_encoder_2", "transformer", "vae")
     )
     drawing = transformer_bytes(plan.transformer, plan.tokens, plan.text_tokens + plan.extra_tokens, batch)
-    decoding = vae_bytes(parts.vae_config, plan.tokens, plan.tiled)
+    decoding = vae_bytes(parts.vae_config, max(plan.tokens, plan.encodes), plan.tiled)
     if parts.all_stay(precision):
         return text + text_2 + transformer + vae + max(drawing, decoding)
     stays = transformer if len(plan.request.seeds) > batch else 0  # for the next seeds

@@ -28,6 +28,7 @@ from mflux.weights.catalog import TASK_CHANNELS, Row
 # Names of conditions and how to find their classes: conditions import the engine, so the engine asks by name only.
 ROOMS: list[tuple[frozenset[str], Callable[[str], type["Condition"]]]] = []
 PICTURE = {"picture": True}  # metadata of a field that holds a picture: a path, a PIL image or a uint8 array
+DERIVED = {"derived": True}  # metadata of a field that follows from the others and stays out of the request's JSON
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Draft:
     channels: int = TOKEN_CHANNELS  # per image token at the network's input
     channels_by: str = ""  # the condition that adds channels
     start_by: str = ""  # the condition that makes the first latents
-    encodes: bool = False  # a picture goes through the VAE's encoder
+    encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
+    references_by: str = ""  # the condition that has reference pictures
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
+    texts: tuple[str, ...] = ()  # to encode besides the prompt
     notes: tuple[str, ...] = ()
 
     def asked(self, height: int, width: int) -> tuple[int, int] | None:
@@ -70,6 +73,14 @@ class Draft:
         if self.channels_by:
             raise UsageError(f"{who} and {self.channels_by} both need the network's extra channels", "use one of them")
         return replace(self, channels=self.channels + extra, channels_by=who)
+
+    def referring(self, sizes: Sequence[tuple[int, int]], who: str) -> "Draft":
+        """With reference pictures of these heights and widths as extra tokens; at most one condition can have any."""
+        if self.references_by:
+            raise UsageError(f"{who} and {self.references_by} both have references", "give all of them to one")
+        counts = [height * width // CELL**2 for height, width in sizes]
+        extra, largest = self.extra_tokens + sum(counts), max([self.encodes, *counts])
+        return replace(self, references_by=who, extra_tokens=extra, encodes=largest)
 
     def starting_at(self, image_strength: float | None, strength: float | None, default: float, who: str) -> "Draft":
         """With start latents from the step that a strength of either kind means; `default` is an image_strength."""
@@ -110,9 +121,10 @@ class Plan:
     guidance: float | None
     true_cfg: float
     text_tokens: int
-    encodes: bool
+    encodes: int
     tiled: bool
     extra_tokens: int
+    texts: tuple[str, ...]
     memory_bytes: int
     notes: tuple[str, ...]
 
@@ -140,6 +152,7 @@ class Hooks:
     """What a condition does during one run.  `merge` puts those of several conditions together."""
 
     start: Iterator[Step] | None = None  # its last step is the run's first latents
+    tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # like those of Inputs, but of this run: (B, R, 64)
     edit_attention: Callable[[JointView, mx.array], mx.array] | None = None
     watch_attention: Sequence[Callable[[JointView], None]] = ()
     residuals: Sequence[Residuals] = ()
@@ -163,6 +176,7 @@ class Run:
 
     plan: Plan
     noise: mx.array  # (B, S, 64)
+    latents_of: Callable[[Request], mx.array]  # what another request ends in, (B, S, 64), drawn from the same noise
 
 
 def no_hooks(run: Run) -> Hooks:
@@ -198,6 +212,8 @@ class Condition:
         values = {"condition": type(self).__name__}
         for each in fields(self):
             value = getattr(self, each.name)
+            if each.metadata.get("derived"):
+                continue
             if each.metadata.get("picture") and value is not None:
                 values[each.name] = describe(value, each.name)
             elif value != each.default:
@@ -241,6 +257,7 @@ def merge(all_hooks: Sequence[Hooks]) -> Hooks:
         raise UsageError("two conditions both replace the attention's output", "use one of them")
     return Hooks(
         start=next((hooks.start for hooks in all_hooks if hooks.start), None),
+        tokens=[each for hooks in all_hooks for each in hooks.tokens],
         edit_attention=edits[0] if edits else None,
         watch_attention=[each for hooks in all_hooks for each in hooks.watch_attention],
         residuals=[each for hooks in all_hooks for each in hooks.residuals],

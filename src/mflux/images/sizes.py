@@ -1,5 +1,7 @@
 """Sizes and crops of pictures.  Integer arithmetic as in diffusers' VaeImageProcessor, which `crop` has to equal."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -11,6 +13,21 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 def floor_to_cell(side: int) -> int:
     """The largest multiple of 16 that is not above `side`, at least 16."""
     return max(CELL, side // CELL * CELL)
+
+
+def preferred(sizes: Sequence[tuple[int, int]], height: int, width: int) -> tuple[int, int]:
+    """Of some sizes (height, width) the one of the nearest proportion; the narrower one where two are as near.
+
+    Source: diffusers' FluxKontextPipeline, which takes the proportion of the sides floored to 16.
+    """
+    proportion = floor_to_cell(width) / floor_to_cell(height)
+    return min(sizes, key=lambda size: (abs(proportion - size[1] / size[0]), size[1]))
+
+
+def of_area(area: float, height: int, width: int) -> tuple[int, int]:
+    """The size of an area (px) in the proportion height : width, floored to 16.  Source: FluxKontextPipeline."""
+    proportion = width / height
+    return floor_to_cell(round((area / proportion) ** 0.5)), floor_to_cell(round((area * proportion) ** 0.5))
 
 
 def crop_box(mask: np.ndarray, padding: int, height: int, width: int) -> Box:

@@ -7,6 +7,7 @@ import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mflux.errors import UsageError
 from mflux.paths import expand
@@ -15,9 +16,18 @@ MAX_HUB_ID = 96
 BUILT_IN = Path(__file__).parent.parent / "tiny"
 
 
+# What Kontext was trained on, height and width in px: a square megapixel, and eight proportions either way.  Source:
+# PREFERRED_KONTEXT_RESOLUTIONS of BFL's flux.
+TALL = ((1568, 672), (1504, 688), (1456, 720), (1392, 752), (1328, 800), (1248, 832), (1184, 880), (1104, 944))
+MEGAPIXEL = (*TALL, (1024, 1024), *((short, long) for long, short in TALL))
+
+
 @dataclass(frozen=True)
 class Row:
-    """One named model.  steps, guidance, text_tokens, side are the defaults of a run with it."""
+    """One named model.  steps, guidance, text_tokens, side are the defaults of a run with it.
+
+    sizes: heights and widths that pictures are brought to where nobody asks for one; the nearest proportion counts.
+    """
 
     name: str
     family: str  # dev, schnell, tiny
@@ -29,6 +39,7 @@ class Row:
     guidance: float | None = 3.5  # None: the network takes none
     text_tokens: int = 512
     side: int = 1024
+    sizes: tuple[tuple[int, int], ...] = MEGAPIXEL
     aliases: tuple[str, ...] = field(default=())
 
     @property
@@ -37,6 +48,7 @@ class Row:
 
 
 BFL = "black-forest-labs/FLUX.1-"
+DEMO: dict[str, Any] = {"steps": 8, "text_tokens": 32, "side": 128, "sizes": ((128, 128),)}
 ROWS = (
     Row("schnell", "schnell", "base", BFL + "schnell", steps=4, guidance=None, text_tokens=256),
     Row("dev", "dev", "base", BFL + "dev"),
@@ -45,8 +57,9 @@ ROWS = (
     Row("dev-kontext", "dev", "kontext", BFL + "Kontext-dev", steps=28, guidance=2.5, aliases=("kontext",)),
     Row("dev-depth", "dev", "depth", BFL + "Depth-dev", guidance=10.0, aliases=("depth",)),
     Row("dev-canny", "dev", "canny", BFL + "Canny-dev", guidance=30.0, aliases=("canny",)),
-    Row("tiny", "tiny", "base", folder="base", steps=8, text_tokens=32, side=128),
-    Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", steps=8, text_tokens=32, side=128),
+    Row("tiny", "tiny", "base", folder="base", **DEMO),
+    Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
+    Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
 )
 BY_NAME = {name: row for row in ROWS for name in row.names}
 TASK_CHANNELS = {"base": 64, "kontext": 64, "depth": 128, "canny": 128, "fill": 384}

@@ -42,20 +42,20 @@ def resolve(name: str, task: str = "base", base_model: str | None = None) -> Mod
         return in_folder(name, given or row, download(row.repo))
     place = expand(name, "model")
     if place.is_dir():
-        return in_folder(name, given, place)
+        return in_folder(name, given, place, task)
     if place.is_file():
-        return single_file(name, given, place)
-    return in_folder(name, given or by_repo(name), download(name))
+        return single_file(name, given, place, task)
+    return in_folder(name, given or by_repo(name), download(name), task)
 
 
-def single_file(name: str, row: Row | None, path: Path) -> ModelSource:
+def single_file(name: str, row: Row | None, path: Path, task: str = "base") -> ModelSource:
     """A transformer in one file; the other parts are its family's, an `ae.safetensors` beside it is the autoencoder."""
     if path.suffix not in (".safetensors", ".gguf"):
         raise UsageError(
             f"`{name}` is no checkpoint", "safetensors and GGUF files are read, nothing that runs code", "model"
         )
     config = config_from_shapes(path)
-    row = row or row_for(config.in_channels, config.guidance_embeds)
+    row = row or row_for(config.in_channels, config.guidance_embeds, task)
     family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
     autoencoder = path.parent / "ae.safetensors"
     folders = {**family.folders, "transformer": path} | ({"vae": autoencoder} if autoencoder.is_file() else {})
@@ -64,6 +64,8 @@ def single_file(name: str, row: Row | None, path: Path) -> ModelSource:
 
 def built_in(row: Row) -> ModelSource:
     """A model that ships inside the package."""
+    if not (BUILT_IN / row.folder).is_dir():
+        raise ModelError(f"`{row.name}` is not trained yet", "this version has no weights for it; use another model")
     folders = {part: BUILT_IN / row.folder / part for part in PARTS}
     if row.companion:
         companion = BUILT_IN / BY_NAME[row.companion].folder
@@ -71,7 +73,7 @@ def built_in(row: Row) -> ModelSource:
     return ModelSource(row.name, row, folders)
 
 
-def in_folder(name: str, row: Row | None, folder: Path) -> ModelSource:
+def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> ModelSource:
     """A model in the diffusers layout; without a row, its transformer's config tells the family and task."""
     folders = {part: folder / part for part in PARTS}
     missing = [part for part in NETWORKS if not folders[part].is_dir()]
@@ -83,12 +85,14 @@ def in_folder(name: str, row: Row | None, folder: Path) -> ModelSource:
         )
     if row is None:
         config = read_config("transformer", folders["transformer"])
-        row = row_for(config.in_channels, config.guidance_embeds)
+        row = row_for(config.in_channels, config.guidance_embeds, task)
     return ModelSource(name, row, folders)
 
 
-def row_for(in_channels: int, guidance_embeds: bool) -> Row:
-    """The row whose defaults fit a transformer, by its input channels and guidance embedding."""
+def row_for(in_channels: int, guidance_embeds: bool, wanted: str = "base") -> Row:
+    """The row whose defaults fit a transformer, by its input channels, guidance embedding, and the task it is for."""
+    if wanted in BY_NAME and TASK_CHANNELS[wanted] == in_channels:
+        return BY_NAME[wanted]
     task = {TASK_CHANNELS["fill"]: "fill", TASK_CHANNELS["depth"]: "depth"}.get(in_channels)
     return BY_NAME[task or ("dev" if guidance_embeds else "schnell")]
 

@@ -1,0 +1,93 @@
+"""The editing commands: what they draw and write, and what they refuse."""
+
+from pathlib import Path
+
+import hostile
+import numpy as np
+import pytest
+from PIL import Image
+
+from mflux import Flux1
+from mflux.engine.slots import request_from_json
+from mflux.images.metadata import read_metadata
+
+QUICK = ("--steps", "1", "--seed", "1", "--max-sequence-length", "8")
+SMALL = ("--height", "16", "--width", "32")
+WORDS = ("--prompt", "x", "--model", "no-such-model")  # an error about the model would come later
+
+
+@pytest.fixture
+def on(cli, oracle_model):
+    """Run an editing command on a tiny random model."""
+    return lambda command, model, *flags: cli("--model", oracle_model(model), *QUICK, *flags, command=command)
+
+
+def pixels(name):
+    return np.asarray(Image.open(name))
+
+
+def test_kontext_draws_with_one_picture_or_more(on, files):
+    kontext = ("mflux-generate-kontext", "kontext", "--prompt", "a star", *SMALL, "--fit", "own")
+    assert on(*kontext, "--image-path", files[0]).out == "image.png\n"
+    assert on(*kontext, "--image-path", *files, "--output", "both.png").out == "both.png\n"
+    assert pixels("image.png").shape == (16, 32, 3)
+    assert not np.array_equal(pixels("image.png"), pixels("both.png"))
+    assert read_metadata("image.png")["image_path"] == str(files[0])
+    assert read_metadata("both.png")["image_path"] == [str(each) for each in files]
+
+
+def test_turns_write_a_picture_each_and_each_replays_the_chain(on, files):
+    Path("turns.txt").write_text("make it red\n\n  add a star \n")
+    turns = ("--image-path", files[0], "--turns", "turns.txt", "--fit", "own", *SMALL)
+    outcome = on("mflux-generate-kontext", "kontext", *turns, "--seed", "5")
+    names = [f"image_seed_{seed}_turn_{turn}.png" for seed in (1, 5) for turn in (1, 2)]
+    assert outcome.out.split() == names
+    request = request_from_json(read_metadata(names[-1])["request"])
+    assert (request.prompt, request.conditions[0].turns) == ("add a star", ("make it red",))
+    again = Flux1(request.model, task="kontext").generate_image(
+        request.seeds[0], request.prompt, request.config, conditions=request.conditions
+    )
+    assert np.array_equal(np.asarray(again.image), pixels(names[-1]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        ((), "`--image-path` is missing", "give the picture to edit, and perhaps more to take from"),
+        (
+            ("--image-path", "a.png", "--turns", "t.txt"),
+            "`--turns`: the file holds the prompts",
+            "give `--turns` alone, or one prompt without it",
+        ),
+    ],
+)
+def test_kontext_flags_that_cannot_be_meant_are_refused(refused, flags, error, hint):
+    assert refused(*WORDS, *flags, command="mflux-generate-kontext") == [error, hint]
+
+
+def test_a_file_of_turns_has_to_hold_some(refused, blind, files, tmp_path):
+    flags = (*[word for word in blind("kontext") if word not in ("--prompt", "a red fox")], "--image-path", files[0])
+    path = tmp_path / "turns.txt"
+    error, _ = refused(*flags, "--turns", path, command="mflux-generate-kontext")
+    assert error == f"`--turns`: there is no file `{path}`"
+    path.write_text(" \n\n")
+    error, _ = refused(*flags, "--turns", path, command="mflux-generate-kontext")
+    assert error == f"`--turns`: `{path}` is empty"
+
+
+def test_the_built_in_kontext_says_when_it_is_not_there(refused, files, monkeypatch, tmp_path):
+    import mflux.weights.resolve
+
+    monkeypatch.setattr(mflux.weights.resolve, "BUILT_IN", tmp_path)
+    flags = ("--prompt", "x", "--model", "tiny", "--image-path", files[0])
+    error, hint = refused(*flags, code=1, command="mflux-generate-kontext")
+    assert error == "`tiny/kontext` is not trained yet"
+    assert hint == "this version has no weights for it; use another model"
+
+
+@pytest.mark.parametrize("kind", hostile.BROKEN_PICTURES)
+def test_a_reference_that_is_no_picture_is_refused(refused, blind, tmp_path, kind):
+    path = tmp_path / "broken.png"
+    path.write_bytes(hostile.BROKEN_PICTURES[kind])
+    error, _ = refused(*blind("kontext"), "--image-path", path, command="mflux-generate-kontext")
+    assert error.startswith(f"`--image-path`: `{path}` ")
