@@ -24,7 +24,7 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext
+from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext, MaskedEdit
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.schedule import read_schedule, strength_start
 from mflux.engine.slots import Condition
@@ -57,6 +57,7 @@ MANDATORY = {
     "inpaint": ("latents", "image"),
     "fill": ("latents", "image"),
     "kontext": ("latents", "image"),
+    "kontext-inpaint": ("latents", "image"),
 }
 
 
@@ -237,6 +238,23 @@ def kontext(case: Case) -> Tensors:
     return draw(case, [Kontext(images, max_area=area, fit=reference_fit(case))], {})
 
 
+def kontext_inpaint(case: Case) -> Tensors:
+    """The drawn picture has the size that a reference of the source's size would get."""
+    fit, source = reference_fit(case), open_picture(case.path("image"), "image")
+    own = floor_to_cell(source.height), floor_to_cell(source.width)
+    height, width = own if fit == "own" else preferred(MEGAPIXEL, source.height, source.width)
+    condition = MaskedEdit(
+        case.path("image"),
+        case.path("mask"),
+        reference=case.path("reference") if "reference" in case.spec["inputs"] else None,
+        strength=case.args.get("strength", 1.0),
+        composite="latent",
+        latent_mask="nearest",
+        fit=fit,
+    )
+    return draw(case, [condition], {}, {"height": height, "width": width})
+
+
 def reference_fit(case: Case) -> str:
     return "preferred" if case.args.get("_auto_resize", True) else "own"
 
@@ -248,10 +266,12 @@ def kontext_sizes(case: Case) -> Tensors:
     }
 
 
-def draw(case: Case, conditions: list[Condition], defaults: dict[str, Any]) -> Tensors:
+def draw(
+    case: Case, conditions: list[Condition], defaults: dict[str, Any], fixed: dict[str, Any] | None = None
+) -> Tensors:
     """A whole pipeline: diffusers' arguments in, latents and pictures out."""
     args = {"height": DIFFUSERS_SIDE, "width": DIFFUSERS_SIDE, "num_inference_steps": 28, "guidance": 3.5}
-    args |= {"max_sequence_length": 512, **defaults, **case.args}
+    args |= {"max_sequence_length": 512, **defaults, **case.args, **(fixed or {})}
     negative = args.get("negative_prompt") if args.get("true_cfg_scale", 1.0) > 1 else None
     names = ("height", "width", "num_inference_steps", "guidance", "max_sequence_length", "sigmas")
     config = Config(
@@ -305,6 +325,7 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "inpaint": inpaint,
     "fill": fill,
     "kontext": kontext,
+    "kontext-inpaint": kontext_inpaint,
     "kontext-sizes": kontext_sizes,
 }
 

@@ -85,6 +85,40 @@ def test_the_built_in_kontext_says_when_it_is_not_there(refused, files, monkeypa
     assert hint == "this version has no weights for it; use another model"
 
 
+def test_masked_edit_keeps_the_picture_and_tells_its_files(on, files):
+    edit = ("mflux-generate-masked-edit", "kontext", "--prompt", "a star", "--image-path", files[0])
+    outcome = on(*edit, "--mask-path", files[1], "--reference-image", files[1], "--fit", "own", "--feather", "2")
+    source, paint = pixels(files[0]), pixels(files[1])
+    assert np.array_equal(pixels(outcome.out.strip())[paint == 0], source[paint == 0])
+    told = read_metadata("image.png")
+    assert (told["image_path"], told["masked_image_path"]) == (str(files[0]), str(files[1]))
+    assert told["request"]["conditions"][0]["feather"] == 2
+
+
+PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (("--mask-path", "m.png"), "`--image-path` is missing", PICTURE_AND_MASK),
+        (("--image-path", "a.png"), "`--mask-path` is missing", PICTURE_AND_MASK),
+        (
+            ("--image-path", "a.png", "--mask-path", "m.png", "--composite", "none", "--feather", "3"),
+            "`--feather`: only `--composite pixel` has an edge to feather",
+            "leave one of the two out",
+        ),
+        (
+            ("--image-path", "a.png", "--mask-path", "m.png", "--fit", "pad"),
+            "`--fit`: there is no reference for it",
+            "give `--reference-image` too",
+        ),
+    ],
+)
+def test_masked_edit_flags_that_cannot_be_meant_are_refused(refused, flags, error, hint):
+    assert refused(*WORDS, *flags, command="mflux-generate-masked-edit") == [error, hint]
+
+
 @pytest.mark.parametrize("kind", hostile.BROKEN_PICTURES)
 def test_a_reference_that_is_no_picture_is_refused(refused, blind, tmp_path, kind):
     path = tmp_path / "broken.png"

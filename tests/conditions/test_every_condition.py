@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext
+from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext, MaskedEdit
 from mflux.engine.slots import Condition, request_from_json
 
 SIZE = {"height": 48, "width": 64}
@@ -70,6 +70,8 @@ ROWS = [
         "kontext",
         lambda picture, mask: [Kontext(picture, fit="own", turns=("a red fox",) * 2)],
     ),
+    Row("masked edit", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, strength=0.7)]),
+    Row("masked edit, reference", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, mask, fit="own")]),
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
 ]
 OFF = [row for row in ROWS if row.off]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mflux.cli.options import SHARED, Command, Option, Values, real
+from mflux.cli.options import SHARED, Command, Option, Values, real, whole
 from mflux.errors import UsageError
 
 
@@ -20,21 +20,45 @@ def generate_conditions(values: Values) -> tuple[Any, ...]:
     return (conditions.ImageToImage(image, image_strength=strength),)
 
 
+PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
+MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
+
+
 def fill_conditions(values: Values) -> tuple[Any, ...]:
-    for name, what in (("image", "`--image-path`"), ("mask", "`--masked-image-path`")):
-        if name not in values:
-            raise UsageError(f"{what} is missing", "give the picture and a mask of its size, white where to paint")
+    needed(values, PICTURE_AND_MASK, image="--image-path", mask="--masked-image-path")
     from mflux import conditions
 
     return (conditions.Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
 
 
 def kontext_conditions(values: Values) -> tuple[Any, ...]:
-    if "images" not in values:
-        raise UsageError("`--image-path` is missing", "give the picture to edit, and perhaps more to take from")
+    needed(values, "give the picture to edit, and perhaps more to take from", images="--image-path")
     from mflux import conditions
 
-    return (conditions.Kontext(values["images"], fit=values.get("fit", "preferred")),)
+    return (conditions.Kontext(**given(values, "images", "fit")),)
+
+
+def masked_edit_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, PICTURE_AND_MASK, image="--image-path", mask="--mask-path")
+    if "feather" in values and values.get("composite", "pixel") != "pixel":
+        raise UsageError("only `--composite pixel` has an edge to feather", "leave one of the two out", "feather")
+    if "fit" in values and "reference" not in values:
+        raise UsageError("there is no reference for it", "give `--reference-image` too", "fit")
+    from mflux import conditions
+
+    return (conditions.MaskedEdit(**given(values, "image", "mask", "reference", *MASKED_EDIT)),)
+
+
+def needed(values: Values, hint: str, **flags: str) -> None:
+    """Refuse where a flag that fills one of these fields is not given."""
+    for name, flag in flags.items():
+        if name not in values:
+            raise UsageError(f"`{flag}` is missing", hint)
+
+
+def given(values: Values, *names: str) -> dict[str, Any]:
+    """The values of these fields, where their flags are given."""
+    return {name: values[name] for name in names if name in values}
 
 
 COMMANDS = (
@@ -88,6 +112,50 @@ COMMANDS = (
             ),
         ),
         kontext_conditions,
+        default_model="kontext",
+    ),
+    Command(
+        "mflux-generate-masked-edit",
+        "Do what the prompt tells inside a mask, with a Kontext model; every byte outside stays.",
+        "kontext",
+        (
+            *SHARED,
+            Option("--image-path", "MaskedEdit.image", "the picture"),
+            Option("--mask-path --masked-image-path", "MaskedEdit.mask", "its mask: white is changed, black is kept"),
+            Option("--reference-image", "MaskedEdit.reference", "a picture to take from"),
+            Option(
+                "--reference-and-source",
+                "MaskedEdit.reference_and_source",
+                "show the network the picture beside the reference, not the reference alone",
+                {"action": "store_true"},
+            ),
+            Option("--fit", "MaskedEdit.fit", "size of the reference: preferred (default), own, stretch, crop or pad"),
+            Option(
+                "--strength",
+                "MaskedEdit.strength",
+                "above 0 to 1: share of the steps that run; lower stays closer (default 1)",
+                {"type": real},
+            ),
+            Option(
+                "--padding-mask-crop",
+                "MaskedEdit.crop",
+                "work on the mask's surroundings only, with so many px around it, 0 to 512",
+                {"type": whole},
+            ),
+            Option("--mask-grow", "MaskedEdit.grow", "widen the mask by so many px, 0 to 256", {"type": whole}),
+            Option(
+                "--feather",
+                "MaskedEdit.feather",
+                "px inside the mask over which new turns into old, 0 to 256 (default 8)",
+                {"type": whole},
+            ),
+            Option(
+                "--composite",
+                "MaskedEdit.composite",
+                "keep what is outside: its pixels (pixel, default), its latents (latent), or nothing (none)",
+            ),
+        ),
+        masked_edit_conditions,
         default_model="kontext",
     ),
 )

@@ -5,7 +5,13 @@ from typing import Any
 
 from mflux.engine.slots import ROOMS
 
-HOMES = {"Fill": "fill", "ImageToImage": "image_to_image", "Inpaint": "inpaint", "Kontext": "kontext"}
+HOMES = {
+    "Fill": "fill",
+    "ImageToImage": "image_to_image",
+    "Inpaint": "inpaint",
+    "Kontext": "kontext",
+    "MaskedEdit": "masked_edit",
+}
 __all__ = sorted(HOMES)
 
 

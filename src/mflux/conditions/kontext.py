@@ -52,9 +52,7 @@ class Kontext(Condition):
         pictures = open_pictures(self.images)  # type: ignore[arg-type]
         if self.turns and not pictures:
             raise UsageError("there is no picture to begin the turns with", "give a picture", "images")
-        if pictures and draft.row.task != "kontext" and draft.request.model in draft.row.names:
-            draft = draft.noted(f"`{draft.request.model}` was not trained to look at references: use a Kontext model")
-        draft = self._sized(draft, pictures)
+        draft = self._sized(note_task(draft) if pictures else draft, pictures)
         assert draft.height and draft.width
         sizes = [reference_size(picture, self.fit, (draft.height, draft.width), draft.row) for picture in pictures]
         return replace(draft.referring(sizes, "Kontext"), texts=(*draft.texts, *self.turns))
@@ -111,6 +109,13 @@ def draw_turns(
         (picture,) = flux.draw(flux.plan(seed, turn, config, conditions=chained, **rest), on_step=on_step)
         latents = picture.artifacts["latents"]
         yield picture
+
+
+def note_task(draft: Draft) -> Draft:
+    """With a note where the model is known to be of another kind; its channels do not tell."""
+    if draft.row.task == "kontext" or draft.request.model not in draft.row.names:
+        return draft
+    return draft.noted(f"`{draft.request.model}` was not trained to look at references: use a Kontext model")
 
 
 def open_pictures(images: Sequence[PictureSource]) -> list[Picture]:

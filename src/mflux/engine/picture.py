@@ -23,6 +23,8 @@ CONDITION_KEYS = {
     ("ImageToImage", "image"): "image_path",
     ("ImageToImage", "image_strength"): "image_strength",
     ("Kontext", "images"): "image_path",
+    ("MaskedEdit", "image"): "image_path",
+    ("MaskedEdit", "mask"): "masked_image_path",
 }
 
 
