@@ -24,7 +24,8 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext, MaskedEdit
+from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext, MaskedEdit, Redux
+from mflux.conditions.redux import siglip_pixels
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.schedule import read_schedule, strength_start
 from mflux.engine.slots import Condition
@@ -38,9 +39,10 @@ from mflux.weights.catalog import MEGAPIXEL
 from mflux.weights.files import read_header, read_tensor
 from mflux.weights.load import load_network, read_config
 from mflux.weights.lora_files import attach, read_lora
+from mflux.weights.resolve import SIDE_PARTS, resolve
 
 Tensors = dict[str, Any]
-DIFFUSERS_SIDE = 1024
+DIFFUSERS_SIDE, DIFFUSERS_TEXT = 1024, 512
 ENCODED = ("input_ids", "last_hidden_state", "pooled")
 MANDATORY = {
     "transformer": ("sample",),
@@ -58,6 +60,8 @@ MANDATORY = {
     "fill": ("latents", "image"),
     "kontext": ("latents", "image"),
     "kontext-inpaint": ("latents", "image"),
+    "redux": ("latents", "image"),
+    "siglip": ("last_hidden_state", "pixel_values"),
 }
 
 
@@ -255,6 +259,34 @@ def kontext_inpaint(case: Case) -> Tensors:
     return draw(case, [condition], {}, {"height": height, "width": width})
 
 
+def redux(case: Case) -> Tensors:
+    """The prior's sums of texts, which have no other name here, take the place of an empty prompt's."""
+    args, given = case.args, case.spec["inputs"]["image"]
+    paths = [case.folder / name for name in ([given] if isinstance(given, str) else given)]
+    count, length = len(paths), args.get("max_sequence_length", DIFFUSERS_TEXT)
+
+    def listed(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value] * count
+
+    strengths, pooled_scales = (listed(args.get(f"{name}embeds_scale", 1.0)) for name in ("prompt_", "pooled_prompt_"))
+    source, extra = resolve(str(case.model())), case.model(args["redux"])
+    flux = Flux1(replace(source, folders=source.folders | {part: extra / part for part in SIDE_PARTS}))
+    texts = [flux.encode_prompt(prompt or "", None, length) for prompt in listed(args["prompt"])]
+    states = sum(scale * text[0] for scale, text in zip(strengths, texts, strict=True)) / sum(strengths)
+    pooled = sum(scale * text[1] for scale, text in zip(pooled_scales, texts, strict=True)) / count
+    seen = 0.0 if args["prompt"] is None else 1.0  # a prior without text encoders gives zeros
+    flux._prompts["", "", length] = (seen * states, seen * pooled)
+    return draw(case, [Redux(paths, strengths, combine="sum")], {}, {"prompt": "", "max_sequence_length": length}, flux)
+
+
+def siglip(case: Case) -> Tensors:
+    encoder = load_network("image_encoder", case.model())
+    pixels = case.tensor("pixel_values")
+    if pixels is None:
+        pixels = mx.array(siglip_pixels(case.path("image"), case.args["size"]))
+    return {"pixel_values": pixels, "last_hidden_state": encoder(pixels)}
+
+
 def reference_fit(case: Case) -> str:
     return "preferred" if case.args.get("_auto_resize", True) else "own"
 
@@ -267,18 +299,22 @@ def kontext_sizes(case: Case) -> Tensors:
 
 
 def draw(
-    case: Case, conditions: list[Condition], defaults: dict[str, Any], fixed: dict[str, Any] | None = None
+    case: Case,
+    conditions: list[Condition],
+    defaults: dict[str, Any],
+    fixed: dict[str, Any] | None = None,
+    flux: Flux1 | None = None,
 ) -> Tensors:
     """A whole pipeline: diffusers' arguments in, latents and pictures out."""
     args = {"height": DIFFUSERS_SIDE, "width": DIFFUSERS_SIDE, "num_inference_steps": 28, "guidance": 3.5}
-    args |= {"max_sequence_length": 512, **defaults, **case.args, **(fixed or {})}
+    args |= {"max_sequence_length": DIFFUSERS_TEXT, **defaults, **case.args, **(fixed or {})}
     negative = args.get("negative_prompt") if args.get("true_cfg_scale", 1.0) > 1 else None
     names = ("height", "width", "num_inference_steps", "guidance", "max_sequence_length", "sigmas")
     config = Config(
         **{name: args[name] for name in names if args.get(name) is not None},
         true_cfg=1.0 if negative is None else args["true_cfg_scale"],
     )
-    flux = Flux1(str(case.model()))
+    flux = flux or Flux1(str(case.model()))
     if args.get("posterior") == "sample":
         roles = {"image": case.tensor("vae_noise"), "masked": case.tensor("masked_vae_noise")}
         flux.posterior_noise = {role: noise for role, noise in roles.items() if noise is not None}
@@ -327,6 +363,8 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "kontext": kontext,
     "kontext-inpaint": kontext_inpaint,
     "kontext-sizes": kontext_sizes,
+    "redux": redux,
+    "siglip": siglip,
 }
 
 

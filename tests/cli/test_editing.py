@@ -1,5 +1,6 @@
 """The editing commands: what they draw and write, and what they refuse."""
 
+import shutil
 from pathlib import Path
 
 import hostile
@@ -117,6 +118,53 @@ PICTURE_AND_MASK = "give the picture and a mask of its size, white where to pain
 )
 def test_masked_edit_flags_that_cannot_be_meant_are_refused(refused, flags, error, hint):
     assert refused(*WORDS, *flags, command="mflux-generate-masked-edit") == [error, hint]
+
+
+@pytest.fixture
+def with_redux(oracle_model, tmp_path):
+    """A folder that holds a whole model and Redux' parts."""
+    folder = hostile.copy_model(oracle_model("dev"), tmp_path / "dev")
+    shutil.copytree(oracle_model("redux"), folder, dirs_exist_ok=True)
+    return folder
+
+
+def test_redux_draws_with_a_prompt_or_without(cli, files, with_redux):
+    redux = ("--model", with_redux, *QUICK, *SMALL, "--redux-image-paths", *files, "--redux-image-strengths", "0.5")
+    assert cli(*redux, command="mflux-generate-redux").out == "image.png\n"
+    assert cli(*redux, "--prompt", "a fox", command="mflux-generate-redux").out == "image_1.png\n"
+    assert not np.array_equal(pixels("image.png"), pixels("image_1.png"))
+    told = read_metadata("image.png")
+    assert told["redux_image_paths"] == [str(each) for each in files] and told["redux_image_strengths"] == [0.5]
+    assert told["prompt"] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (
+            ("--redux-image-strengths", "1", "1", "1"),
+            "`--redux-image-strengths`: there are 3 strengths for 1 pictures",
+            "give one strength a picture, or fewer",
+        ),
+        (
+            ("--redux-image-strengths", "2.5"),
+            "`--redux-image-strengths`: 2.5 is out of range",
+            "give a number from 0 to 2",
+        ),
+        (("--redux-combine", "mean"), "`--redux-combine`: 'mean' is unknown", "choose one of `concat`, `sum`"),
+    ],
+)
+def test_redux_flags_that_cannot_be_meant_are_refused(refused, files, with_redux, flags, error, hint):
+    given = ("--model", with_redux, *QUICK, "--redux-image-paths", files[0], *flags)
+    assert refused(*given, command="mflux-generate-redux") == [error, hint]
+
+
+def test_redux_needs_a_picture_and_a_model_that_has_its_parts(refused, files, oracle_model):
+    hint = "give one picture or more to draw like"
+    assert refused(*WORDS, command="mflux-generate-redux") == ["`--redux-image-paths` is missing", hint]
+    fill = ("--model", oracle_model("fill"), *QUICK, "--redux-image-paths", files[0])
+    error, hint = refused(*fill, "--prompt", "x", command="mflux-generate-redux")
+    assert error.endswith("fill` has no `image_encoder`") and "`--model redux`" in hint
 
 
 @pytest.mark.parametrize("kind", hostile.BROKEN_PICTURES)

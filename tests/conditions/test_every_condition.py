@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext, MaskedEdit
+from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext, MaskedEdit, Redux
 from mflux.engine.slots import Condition, request_from_json
 
 SIZE = {"height": 48, "width": 64}
@@ -70,6 +70,13 @@ ROWS = [
         "kontext",
         lambda picture, mask: [Kontext(picture, fit="own", turns=("a red fox",) * 2)],
     ),
+    Row(
+        "redux",
+        "redux",
+        lambda picture, mask: [Redux([picture, mask], strengths=[1.0, 0.5])],
+        off=lambda picture, mask: [Redux([picture, mask], strengths=[0, 0])],
+    ),
+    Row("redux, added up", "redux", lambda picture, mask: [Redux([picture, mask], combine="sum")]),
     Row("masked edit", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, strength=0.7)]),
     Row("masked edit, reference", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, mask, fit="own")]),
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
@@ -142,8 +149,8 @@ def test_the_request_survives_json(row, files, random_flux):
     assert [type(each) for each in again.conditions] == [type(each) for each in request.conditions]
 
 
-def test_it_refuses_before_weights_are_read(row, files, oracle_model):
-    fresh = Flux1(str(oracle_model(row.model)))
+def test_it_refuses_before_weights_are_read(row, files, random_flux):
+    fresh = Flux1(random_flux(row.model).parts.source)
     files[0].write_bytes(files[0].read_bytes()[:60])
     with pytest.raises(UsageError, match="cannot be read as a picture"):
         draw(fresh, row.make(*files))

@@ -49,6 +49,13 @@ def masked_edit_conditions(values: Values) -> tuple[Any, ...]:
     return (conditions.MaskedEdit(**given(values, "image", "mask", "reference", *MASKED_EDIT)),)
 
 
+def redux_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give one picture or more to draw like", images="--redux-image-paths")
+    from mflux import conditions
+
+    return (conditions.Redux(**given(values, "images", "strengths", "combine")),)
+
+
 def needed(values: Values, hint: str, **flags: str) -> None:
     """Refuse where a flag that fills one of these fields is not given."""
     for name, flag in flags.items():
@@ -157,6 +164,27 @@ COMMANDS = (
         ),
         masked_edit_conditions,
         default_model="kontext",
+    ),
+    Command(
+        "mflux-generate-redux",
+        "Draw something like one or more pictures, with a prompt or without.",
+        "redux",
+        (
+            *SHARED,
+            Option("--redux-image-paths", "Redux.images", "the pictures", {"nargs": "+"}),
+            Option(
+                "--redux-image-strengths",
+                "Redux.strengths",
+                "how much each counts, 0 (not at all) to 2 (default 1)",
+                {"type": real, "nargs": "+"},
+            ),
+            Option(
+                "--redux-combine", "Redux.combine", "one after another (concat, default) or added up (sum, diffusers)"
+            ),
+        ),
+        redux_conditions,
+        default_model="redux",
+        needs_prompt=False,
     ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

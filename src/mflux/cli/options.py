@@ -48,7 +48,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """One command that draws pictures.  conditions: from the values of its flags; default_model: without --model."""
+    """One command that draws pictures.
+
+    conditions: from the values of its flags; default_model: without --model; needs_prompt: whether there is no picture
+    without a text.
+    """
 
     name: str
     summary: str
@@ -56,6 +60,7 @@ class Command:
     options: tuple[Option, ...]
     conditions: Callable[[Values], tuple[Any, ...]]
     default_model: str = ""
+    needs_prompt: bool = True
 
 
 PROMPTS = (

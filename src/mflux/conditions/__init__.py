@@ -11,6 +11,7 @@ HOMES = {
     "Inpaint": "inpaint",
     "Kontext": "kontext",
     "MaskedEdit": "masked_edit",
+    "Redux": "redux",
 }
 __all__ = sorted(HOMES)
 

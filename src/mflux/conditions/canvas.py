@@ -7,7 +7,6 @@ from mflux.engine.slots import Draft, Plan
 from mflux.images.masks import Canvas, open_canvas
 from mflux.images.picture import PictureSource, open_picture
 
-
 MAX_CROP_PADDING = 16384
 
 

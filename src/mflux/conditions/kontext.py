@@ -17,7 +17,7 @@ from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.request import MAX_SIDE, Config, Request, check_choice, check_number
 from mflux.engine.slots import DERIVED, PICTURE, Condition, Draft, Hooks, Inputs, Prepared, Run, Stage
 from mflux.errors import UsageError
-from mflux.images.picture import Picture, PictureSource, open_picture, to_pixels
+from mflux.images.picture import Picture, PictureSource, open_pictures, several, to_pixels
 from mflux.images.sizes import fit, floor_to_cell, of_area, preferred
 from mflux.weights.catalog import Row
 
@@ -43,13 +43,12 @@ class Kontext(Condition):
     latents: Any = field(default=None, metadata=DERIVED)
 
     def __post_init__(self) -> None:
-        several = isinstance(self.images, Sequence) and not isinstance(self.images, str)
-        object.__setattr__(self, "images", tuple(self.images) if several else (self.images,))  # type: ignore[arg-type]
+        object.__setattr__(self, "images", several(self.images))
         object.__setattr__(self, "turns", tuple(self.turns))
 
     def plan(self, draft: Draft) -> Draft:
         check_choice("fit", self.fit, FITS)
-        pictures = open_pictures(self.images)  # type: ignore[arg-type]
+        pictures = open_pictures(self.images, "images")  # type: ignore[arg-type]
         if self.turns and not pictures:
             raise UsageError("there is no picture to begin the turns with", "give a picture", "images")
         draft = self._sized(note_task(draft) if pictures else draft, pictures)
@@ -59,7 +58,7 @@ class Kontext(Condition):
 
     def prepare(self, stage: Stage) -> Prepared:
         plan = stage.plan
-        pictures = open_pictures(self.images)  # type: ignore[arg-type]
+        pictures = open_pictures(self.images, "images")  # type: ignore[arg-type]
         first = 1 if self.turns else 0
         references = [
             reference_tokens(stage, picture, self.fit, number)
@@ -116,10 +115,6 @@ def note_task(draft: Draft) -> Draft:
     if draft.row.task == "kontext" or draft.request.model not in draft.row.names:
         return draft
     return draft.noted(f"`{draft.request.model}` was not trained to look at references: use a Kontext model")
-
-
-def open_pictures(images: Sequence[PictureSource]) -> list[Picture]:
-    return [open_picture(image, "images") for image in images]
 
 
 def reference_size(picture: Picture, how: str, canvas: Size, row: Row) -> Size:

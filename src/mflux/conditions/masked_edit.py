@@ -1,7 +1,7 @@
 """Masked edit: a Kontext model changes only the white part of a mask, perhaps with a reference to take from.
 
-Source: diffusers' FluxKontextInpaintPipeline, without what goes wrong there.  Unlike diffusers: every byte outside the
-mask is the source's own, a crop is put back where it came from, a reference is never cropped, small masks do not vanish.
+Source: diffusers' FluxKontextInpaintPipeline.  Unlike diffusers: every byte outside the mask is the source's own, a
+crop is put back where it came from, a reference is never cropped, and small masks do not vanish.
 """
 
 from dataclasses import dataclass, field

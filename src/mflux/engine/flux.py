@@ -1,6 +1,7 @@
 """Flux1: the model a Python program holds.  A request becomes a plan, then arrays, then pictures."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from mflux.engine.tokens import PromptTokenizer
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
 from mflux.weights.lora_files import find_lora
-from mflux.weights.resolve import ModelSource, resolve
+from mflux.weights.resolve import SIDE_PARTS, ModelSource, resolve
 
 log = logging.getLogger("mflux")
 MAX_LORA_SCALE = 100
@@ -185,11 +186,12 @@ class Flux1:
             log.warning(advice)
         branches = tuple(self._branches(plan))
         self.parts.release("text_encoder", "text_encoder_2")
-        stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled))
+        stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled), self.parts.get)
         prepared = [condition.prepare(stage) for condition in plan.request.conditions]
         mx.eval([[each.inputs.channels, each.inputs.tokens, each.inputs.text] for each in prepared])
         if plan.encodes:
             self.parts.release("vae")
+        self.parts.release(*SIDE_PARTS)
         return branches, prepared
 
     def _branches(self, plan: Plan) -> Iterator[Branch]:
@@ -332,6 +334,8 @@ def all_inputs(prepared: list[Prepared], hooks: Hooks) -> Inputs:
         channels=next((each.inputs.channels for each in prepared if each.inputs.channels is not None), None),
         tokens=[*hooks.tokens, *(token for each in prepared for token in each.inputs.tokens)],
         text=[text for each in prepared for text in each.inputs.text],
+        prompt_scale=math.prod(each.inputs.prompt_scale for each in prepared),
+        pooled_scale=math.prod(each.inputs.pooled_scale for each in prepared),
     )
 
 

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mflux.engine.latents import LATENT_CHANNELS, PATCH
 from mflux.engine.schedule import Schedule, read_schedule
 from mflux.engine.tokens import PromptTokenizer, open_clip, open_t5
-from mflux.errors import ModelError
+from mflux.errors import ModelError, UsageError
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
@@ -63,7 +63,7 @@ class Parts:
 
     def check(self) -> None:
         """Raise ModelError where weights are damaged or the parts do not belong together.  Reads headers only."""
-        if len(self._sources) == len(NETWORKS):
+        if all(part in self._sources for part in NETWORKS):
             return  # checked before
         transformer, clip, t5, vae = (self.empty(part).config for part in NETWORKS)
         same = {
@@ -75,6 +75,14 @@ class Parts:
         for what, (one, other) in same.items():
             if one != other:
                 raise ModelError(f"{what} differ: {one} and {other}", "these parts are of different models")
+
+    def side_config(self, part: str, hint: str) -> Any:
+        """The sizes of a network that only some models have, its file checked.  Raises UsageError where it lacks."""
+        folder = self.source.folders.get(part)
+        if folder is None or not folder.is_dir():
+            raise UsageError(f"`{self.source.name}` has no `{part}`", hint, "model")
+        self.weight_bytes(part, None)
+        return read_config(part, folder)
 
     @cached_property
     def vae_config(self) -> VaeConfig:

@@ -25,6 +25,8 @@ CONDITION_KEYS = {
     ("Kontext", "images"): "image_path",
     ("MaskedEdit", "image"): "image_path",
     ("MaskedEdit", "mask"): "masked_image_path",
+    ("Redux", "images"): "redux_image_paths",
+    ("Redux", "strengths"): "redux_image_strengths",
 }
 
 

@@ -30,7 +30,7 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
     """
     row, config = parts.source.row, request.config
     steps = len(config.sigmas) if config.sigmas else config.num_inference_steps or row.steps
-    draft = Draft(request, row, parts.transformer_config, steps)
+    draft = Draft(request, row, parts.transformer_config, steps, parts.side_config)
     if config.sigmas and config.num_inference_steps not in (None, steps):
         draft = draft.noted(f"{steps} sigmas were given, so {steps} steps run, not {config.num_inference_steps}")
     for name in ("height", "width"):

@@ -31,6 +31,10 @@ PICTURE = {"picture": True}  # metadata of a field that holds a picture: a path,
 DERIVED = {"derived": True}  # metadata of a field that follows from the others and stays out of the request's JSON
 
 
+def no_part(name: str, hint: str) -> Any:
+    raise UsageError(f"there is no `{name}`", hint, "model")
+
+
 @dataclass(frozen=True)
 class Draft:
     """A plan in the making.  Conditions return changed copies; all refusals happen here, before weights are read."""
@@ -39,6 +43,7 @@ class Draft:
     row: Row
     transformer: TransformerConfig
     steps: int
+    part: Callable[[str, str], Any] = no_part  # name, hint -> sizes of a network that only some models have
     height: int | None = None  # px, multiples of 16; None: not decided yet
     width: int | None = None
     own_size: bool = False  # the canvas is a source's own size, padded; nobody asked for another
@@ -145,6 +150,8 @@ class Inputs:
     channels: mx.array | None = None  # (1, S, C): concatenated to the image tokens' channels
     tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # reference tokens (1, R, 64) with their ids (R, 3)
     text: Sequence[mx.array] = ()  # (1, T, width): appended to the text tokens
+    prompt_scale: float = 1.0  # times the prompt's own tokens
+    pooled_scale: float = 1.0  # times its pooled vector
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ class Stage:
 
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
+    network: Callable[[str], Any]  # a loaded network by its part's name
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def open_mask(source: PictureSource, picture: Picture, field: str) -> Image.Imag
 def open_canvas(
     picture: Picture, mask: PictureSource, size: tuple[int, int] | None, crop: int | None = None, grow: int = 0
 ) -> Canvas:
-    """Source and mask, grown by `grow` px, for a run.  size: height and width, multiples of 16, or None for the source's.
+    """Source and mask for a run.  size: height and width, multiples of 16, or None for the source's own.  grow: px that
+    the mask is widened by first.
 
     With a size, both are stretched to it (Lanczos), and that picture is the one to keep.  With `crop`, only the
     surroundings of the mask, so many px wide, are brought to the size, proportions kept.

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def open_picture(source: PictureSource, field: str) -> Picture:
     icc = image.info.get("icc_profile")
     fits = isinstance(icc, bytes) and icc[16:20] == b"RGB "  # of a grey or CMYK source it would be wrong for the result
     return Picture(np.asarray(plain(image)), icc if fits else None)
+
+
+def several(sources: PictureSource | Sequence[PictureSource]) -> tuple[PictureSource, ...]:
+    """A picture, or a list of them, as a tuple."""
+    return tuple(sources) if isinstance(sources, Sequence) and not isinstance(sources, str) else (sources,)  # type: ignore[arg-type]
+
+
+def open_pictures(sources: Sequence[PictureSource], field: str) -> list[Picture]:
+    return [open_picture(source, field) for source in sources]
 
 
 def open_grey(source: PictureSource, field: str) -> Image.Image:

@@ -34,7 +34,8 @@ class Row:
     task: str  # base, fill, kontext, depth, canny
     repo: str = ""  # Hugging Face hub id
     folder: str = ""  # folder below BUILT_IN, for models inside the package
-    companion: str = ""  # row that provides the parts which this one's folder lacks
+    companion: str = ""  # row that provides the parts which this one's folder or repository lacks
+    holds: tuple[tuple[str, str], ...] = ()  # parts of a repository that lacks the others, and their folders there
     steps: int = 25
     guidance: float | None = 3.5  # None: the network takes none
     text_tokens: int = 512
@@ -49,6 +50,7 @@ class Row:
 
 BFL = "black-forest-labs/FLUX.1-"
 DEMO: dict[str, Any] = {"steps": 8, "text_tokens": 32, "side": 128, "sizes": ((128, 128),)}
+REDUX_PARTS = (("image_encoder", "image_encoder"), ("image_embedder", "image_embedder"))
 ROWS = (
     Row("schnell", "schnell", "base", BFL + "schnell", steps=4, guidance=None, text_tokens=256),
     Row("dev", "dev", "base", BFL + "dev"),
@@ -57,12 +59,14 @@ ROWS = (
     Row("dev-kontext", "dev", "kontext", BFL + "Kontext-dev", steps=28, guidance=2.5, aliases=("kontext",)),
     Row("dev-depth", "dev", "depth", BFL + "Depth-dev", guidance=10.0, aliases=("depth",)),
     Row("dev-canny", "dev", "canny", BFL + "Canny-dev", guidance=30.0, aliases=("canny",)),
+    Row("dev-redux", "dev", "redux", BFL + "Redux-dev", companion="dev", holds=REDUX_PARTS, aliases=("redux",)),
     Row("tiny", "tiny", "base", folder="base", **DEMO),
     Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
     Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
+    Row("tiny/redux", "tiny", "redux", folder="redux", companion="tiny", **DEMO),
 )
 BY_NAME = {name: row for row in ROWS for name in row.names}
-TASK_CHANNELS = {"base": 64, "kontext": 64, "depth": 128, "canny": 128, "fill": 384}
+TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}
 
 
 def find(name: str, task: str = "base") -> Row | None:
@@ -71,6 +75,11 @@ def find(name: str, task: str = "base") -> Row | None:
     if row and row.family == "tiny" and row.task == "base":
         return BY_NAME.get(f"{row.name}/{task}", row)
     return row
+
+
+def of_task(family: str, task: str) -> Row | None:
+    """The first row of a family for a task."""
+    return next((row for row in ROWS if (row.family, row.task) == (family, task)), None)
 
 
 def by_repo(repo: str) -> Row | None:

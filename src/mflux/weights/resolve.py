@@ -3,19 +3,32 @@
 Offline first: a finished download is used without asking the network.  Nothing falls back silently.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mflux.errors import ModelError, UsageError
 from mflux.paths import expand
-from mflux.weights.catalog import BUILT_IN, BY_NAME, TASK_CHANNELS, Row, by_repo, check_name, find, nearest, require
+from mflux.weights.catalog import (
+    BUILT_IN,
+    BY_NAME,
+    TASK_CHANNELS,
+    Row,
+    by_repo,
+    check_name,
+    find,
+    nearest,
+    of_task,
+    require,
+)
 from mflux.weights.files import tensors_in
 from mflux.weights.load import config_from_shapes, read_config
 
 NETWORKS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
+SIDE_PARTS = ("image_encoder", "image_embedder")  # that only some models have
 TOKENIZER_FILES = {"tokenizer": ("vocab.json", "tokenizer.json"), "tokenizer_2": ("tokenizer.json", "spiece.model")}
-PATTERNS = [f"{part}/*{end}" for part in PARTS for end in (".json", ".safetensors", ".txt", ".model")]
+ENDINGS = (".json", ".safetensors", ".txt", ".model")
+PATTERNS = [f"{part}/*{end}" for part in PARTS for end in ENDINGS]
 
 
 @dataclass(frozen=True)
@@ -33,11 +46,19 @@ def resolve(name: str, task: str = "base", base_model: str | None = None) -> Mod
     base_model: the alias whose defaults a third-party model uses.  Raises UsageError for a name that means nothing,
     ModelError for a model that is incomplete or cannot be downloaded.
     """
+    return with_side_parts(resolve_networks(name, task, base_model), task)
+
+
+def resolve_networks(name: str, task: str, base_model: str | None) -> ModelSource:
+    """The model alone, without what its task needs besides."""
     check_name(name)
     given = require(base_model, "base_model") if base_model else None
     row = find(name, task)
     if row and row.folder:
         return built_in(row)
+    if row and row.holds:
+        family = resolve_networks(row.companion, "base", None)
+        return ModelSource(name, given or row, family.folders | downloaded_parts(row))
     if row:
         return in_folder(name, given or row, download(row.repo))
     place = expand(name, "model")
@@ -46,6 +67,22 @@ def resolve(name: str, task: str = "base", base_model: str | None = None) -> Mod
     if place.is_file():
         return single_file(name, given, place, task)
     return in_folder(name, given or by_repo(name), download(name), task)
+
+
+def with_side_parts(source: ModelSource, task: str) -> ModelSource:
+    """The model with the parts that its family has for a task, as far as it lacks them."""
+    row = of_task(source.row.family, task)
+    if row is None or not row.holds or all(part in source.folders for part, _ in row.holds):
+        return source
+    if TASK_CHANNELS[source.row.task] != TASK_CHANNELS[task]:
+        return source  # no download for a model that cannot serve
+    return replace(source, folders=downloaded_parts(row) | source.folders)
+
+
+def downloaded_parts(row: Row) -> dict[str, Path]:
+    """The folders of what a repository holds that is no whole model."""
+    root = download(row.repo, dict(row.holds))
+    return {part: root / folder for part, folder in row.holds}
 
 
 def single_file(name: str, row: Row | None, path: Path, task: str = "base") -> ModelSource:
@@ -66,7 +103,7 @@ def built_in(row: Row) -> ModelSource:
     """A model that ships inside the package."""
     if not (BUILT_IN / row.folder).is_dir():
         raise ModelError(f"`{row.name}` is not trained yet", "this version has no weights for it; use another model")
-    folders = {part: BUILT_IN / row.folder / part for part in PARTS}
+    folders = {part: BUILT_IN / row.folder / part for part in PARTS} | side_folders(BUILT_IN / row.folder)
     if row.companion:
         companion = BUILT_IN / BY_NAME[row.companion].folder
         folders = {part: path if path.is_dir() else companion / part for part, path in folders.items()}
@@ -75,7 +112,7 @@ def built_in(row: Row) -> ModelSource:
 
 def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> ModelSource:
     """A model in the diffusers layout; without a row, its transformer's config tells the family and task."""
-    folders = {part: folder / part for part in PARTS}
+    folders = {part: folder / part for part in PARTS} | side_folders(folder)
     missing = [part for part in NETWORKS if not folders[part].is_dir()]
     if missing:
         raise UsageError(
@@ -89,6 +126,10 @@ def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> M
     return ModelSource(name, row, folders)
 
 
+def side_folders(folder: Path) -> dict[str, Path]:
+    return {part: folder / part for part in SIDE_PARTS if (folder / part).is_dir()}
+
+
 def row_for(in_channels: int, guidance_embeds: bool, wanted: str = "base") -> Row:
     """The row whose defaults fit a transformer, by its input channels, guidance embedding, and the task it is for."""
     if wanted in BY_NAME and TASK_CHANNELS[wanted] == in_channels:
@@ -97,17 +138,24 @@ def row_for(in_channels: int, guidance_embeds: bool, wanted: str = "base") -> Ro
     return BY_NAME[task or ("dev" if guidance_embeds else "schnell")]
 
 
-def download(repo: str) -> Path:
-    """The local snapshot of a hub repository, downloaded if it is not there yet."""
+def download(repo: str, holds: dict[str, str] | None = None) -> Path:
+    """The local snapshot of a hub repository, downloaded if it is not there yet.
+
+    holds: the parts that it has and their folders, where it is no whole model.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
+    wanted = PATTERNS
+    if holds:
+        wanted = [(f"{folder}/" if folder else "") + f"*{end}" for folder in holds.values() for end in ENDINGS]
+
     def snapshot(offline: bool) -> Path:
-        return Path(snapshot_download(repo, allow_patterns=PATTERNS, local_files_only=offline))
+        return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=offline))
 
     try:
         found = snapshot(offline=True)
-        check_whole(found)
+        check_whole(found, holds)
         return found
     except HFValidationError:
         raise UsageError(f"unknown model `{repo}`", nearest(repo), "model") from None
@@ -130,14 +178,18 @@ def download(repo: str) -> Path:
             "connect to the network, give a local folder, or try the built-in `--model tiny`",
         ) from None
     try:
-        check_whole(found)
+        check_whole(found, holds)
     except ModelError as error:
         raise ModelError(f"the download of `{repo}` is incomplete: {error.problem}", "run the command again") from None
     return found
 
 
-def check_whole(folder: Path) -> None:
+def check_whole(folder: Path, holds: dict[str, str] | None = None) -> None:
     """Raise ModelError where a download lacks something: an interrupted one is not taken for a model."""
+    if holds:
+        for place in holds.values():
+            tensors_in(folder / place)
+        return
     for part in NETWORKS:
         tensors_in(folder / part)
     for part, names in TOKENIZER_FILES.items():
