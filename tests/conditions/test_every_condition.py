@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext, MaskedEdit, Redux
+from mflux.conditions import Fill, ImageToImage, InContext, InContextEdit, Inpaint, Kontext, MaskedEdit, Redux, TryOn
 from mflux.engine.slots import Condition, request_from_json
 
 SIZE = {"height": 48, "width": 64}
@@ -76,6 +76,13 @@ ROWS = [
         lambda picture, mask: [Redux([picture, mask], strengths=[1.0, 0.5])],
         off=lambda picture, mask: [Redux([picture, mask], strengths=[0, 0])],
     ),
+    Row("in-context", "dev", lambda picture, mask: [InContext(picture)]),
+    Row("in-context, on top", "dev", lambda picture, mask: [InContext(picture, layout="tb")]),
+    Row("in-context edit", "fill", lambda picture, mask: [InContextEdit(picture, lora="")]),
+    Row("try-on", "fill", lambda picture, mask: [TryOn(picture, mask, picture)]),
+    Row("fill, edit in channels", "fill", lambda picture, mask: [Fill(picture, edit_mode="channels")]),
+    Row("fill, edit beside", "fill", lambda picture, mask: [Fill(picture, edit_mode="spatial")]),
+    Row("fill, outpaint", "fill", lambda picture, mask: [Fill(picture, mask, outpaint=[0, 16, 0, 0])]),
     Row("redux, added up", "redux", lambda picture, mask: [Redux([picture, mask], combine="sum")]),
     Row("masked edit", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, strength=0.7)]),
     Row("masked edit, reference", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, mask, fit="own")]),
@@ -160,7 +167,8 @@ def test_it_refuses_before_weights_are_read(row, files, random_flux):
 def test_it_does_not_change_the_noise(row, files, random_flux):
     """The start noise of a seed is the same whatever conditions are there: own latents of that noise agree."""
     flux, conditions = random_flux(row.model), row.make(*files)
-    noise = mx.random.normal((1, 12, 64), key=mx.random.key(5))
+    tokens = flux.plan(5, "x", CONFIG, conditions=conditions).tokens
+    noise = mx.random.normal((1, tokens, 64), key=mx.random.key(5))
     assert np.array_equal(latents(draw(flux, conditions)), latents(draw(flux, conditions, latents=noise)))
 
 

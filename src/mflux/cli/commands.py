@@ -24,11 +24,25 @@ PICTURE_AND_MASK = "give the picture and a mask of its size, white where to pain
 MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
 
 
+FULL_IMAGE = Option(
+    "--save-full-image",
+    "Run.side_files",
+    "also write both panels as <name>_full.png",
+    {"action": "append_const", "const": "full"},
+)
+
+
 def fill_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, PICTURE_AND_MASK, image="--image-path", mask="--masked-image-path")
+    if "edit_mode" in values or "outpaint" in values:
+        needed(values, "give the picture", image="--image-path")
+    else:
+        needed(values, PICTURE_AND_MASK, image="--image-path", mask="--masked-image-path")
+    if "edit_mode" in values and "composite" in values:
+        raise UsageError("an edit mode keeps no pixels anyway", "leave one of the two out", "composite")
     from mflux import conditions
 
-    return (conditions.Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
+    fields = given(values, "image", "mask", "edit_mode", "outpaint")
+    return (conditions.Fill(**fields, composite=not values.get("composite", False)),)
 
 
 def kontext_conditions(values: Values) -> tuple[Any, ...]:
@@ -54,6 +68,28 @@ def redux_conditions(values: Values) -> tuple[Any, ...]:
     from mflux import conditions
 
     return (conditions.Redux(**given(values, "images", "strengths", "combine")),)
+
+
+def in_context_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture that the new one goes with", image="--image-path")
+    from mflux import conditions
+
+    return (conditions.InContext(**given(values, "image", "style", "layout")),)
+
+
+def try_on_conditions(values: Values) -> tuple[Any, ...]:
+    hint = "give the person, a mask of that picture's size, white where the garment goes, and the garment"
+    needed(values, hint, person="--person-image", mask="--person-mask", garment="--garment-image")
+    from mflux import conditions
+
+    return (conditions.TryOn(**given(values, "person", "mask", "garment")),)
+
+
+def in_context_edit_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture to edit", image="--reference-image")
+    from mflux import conditions
+
+    return (conditions.InContextEdit(**given(values, "image", "instruction", "lora")),)
 
 
 def needed(values: Values, hint: str, **flags: str) -> None:
@@ -99,6 +135,17 @@ COMMANDS = (
                 "Fill.composite",
                 "do not put the picture's own pixels back outside the mask",
                 {"action": "store_true"},
+            ),
+            Option(
+                "--outpaint-padding --image-outpaint-padding",
+                "Fill.outpaint",
+                "paint around the picture: top,right,bottom,left in px or %%, for example 0,25%%,0,25%%",
+            ),
+            Option(
+                "--edit-mode",
+                "Fill.edit_mode",
+                "without a mask, for adapters trained so: the picture in the extra channels (channels) or beside "
+                "the drawn one (spatial)",
             ),
         ),
         fill_conditions,
@@ -184,6 +231,59 @@ COMMANDS = (
         ),
         redux_conditions,
         default_model="redux",
+        needs_prompt=False,
+    ),
+    Command(
+        "mflux-generate-in-context",
+        "Draw a picture that goes with another one; the prompt describes both.",
+        "in-context",
+        (
+            *SHARED,
+            Option("--image-path --reference-image", "InContext.image", "the picture"),
+            Option(
+                "--lora-style",
+                "InContext.style",
+                "use the LoRA of a style: couple, storyboard, font, home, illustration, portrait, ppt, sandstorm, "
+                "sparklers or identity",
+            ),
+            Option("--layout", "InContext.layout", "the two stand left and right (lr, default) or one on top (tb)"),
+            FULL_IMAGE,
+        ),
+        in_context_conditions,
+        default_model="in-context",
+    ),
+    Command(
+        "mflux-generate-in-context-catvton",
+        "Dress a person in a garment, with CatVTON's weights.",
+        "try-on",
+        (
+            *SHARED,
+            Option("--person-image", "TryOn.person", "the person"),
+            Option("--person-mask", "TryOn.mask", "a mask of that picture, white where the garment goes"),
+            Option("--garment-image", "TryOn.garment", "the garment"),
+            FULL_IMAGE,
+        ),
+        try_on_conditions,
+        default_model="try-on",
+        needs_prompt=False,
+    ),
+    Command(
+        "mflux-generate-in-context-edit",
+        "Edit a picture as an instruction says, with IC-Edit's LoRA on a Fill model.",
+        "ic-edit",
+        (
+            *SHARED,
+            Option("--reference-image --image-path", "InContextEdit.image", "the picture"),
+            Option("--instruction", "InContextEdit.instruction", "what to change; in place of a prompt"),
+            Option(
+                "--edit-lora",
+                "InContextEdit.lora",
+                "another LoRA than IC-Edit's own; empty for none, with a model that was trained whole",
+            ),
+            FULL_IMAGE,
+        ),
+        in_context_edit_conditions,
+        default_model="ic-edit",
         needs_prompt=False,
     ),
 )

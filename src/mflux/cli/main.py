@@ -42,6 +42,7 @@ class Run:
     batch_size: int | None = None
     metadata: bool = False
     no_metadata: bool = False
+    side_files: Sequence[str] = ()  # artifacts that are written too
 
 
 def generate() -> int:
@@ -137,6 +138,9 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         for picture, target in zip(pictures, targets, strict=True):
             written = picture.save(target, embed_metadata=not run.no_metadata)
             bar.say(str(written))
+            for name in run.side_files:
+                for side_file in picture.save_artifacts(name, written):
+                    bar.say(str(side_file))
             if run.metadata:
                 bar.say(str(picture.save_metadata(written.with_suffix(".json"))))
 

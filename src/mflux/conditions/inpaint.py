@@ -17,7 +17,7 @@ from mflux.engine.latents import LATENT_CHANNELS, LATENT_PIXELS, pack_latents
 from mflux.engine.request import check_choice
 from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Plan, Prepared, Run, Stage
 from mflux.images.masks import cells
-from mflux.images.picture import PictureSource, to_pixels
+from mflux.images.picture import PictureSource, open_picture, to_pixels
 
 LATENT_MASKS = ("any", "nearest")
 
@@ -42,12 +42,12 @@ class Inpaint(Condition):
 
     def plan(self, draft: Draft) -> Draft:
         check_choice("latent_mask", self.latent_mask, LATENT_MASKS)
-        draft = plan_canvas(self.image, self.mask, draft, self.crop)
+        draft = plan_canvas(open_picture(self.image, "image"), self.mask, draft, self.crop)
         return draft.starting_at(self.image_strength, self.strength, 0.0, "Inpaint")
 
     def prepare(self, stage: Stage) -> Prepared:
         plan = stage.plan
-        canvas = planned_canvas(self.image, self.mask, plan, self.crop)
+        canvas = planned_canvas(open_picture(self.image, "image"), self.mask, plan, self.crop)
         clean = pack_latents(stage.encode(mx.array(to_pixels(canvas.rgb)), "image"))
         bind = repainting(clean, latent_mask_tokens(canvas.mask, self.latent_mask), plan)
         loose = canvas.blended if self.crop is not None else canvas.placed

@@ -57,7 +57,8 @@ class MaskedEdit(Condition):
             check_number("crop", self.crop, 0, MAX_CROP, whole=True)
         if self.reference_and_source and self.reference is None:
             raise UsageError("there is no reference", "give `reference` too", "reference_and_source")
-        draft = plan_canvas(self.image, self.mask, note_task(draft), self.crop, self.grow)
+        source = open_picture(self.image, "image")
+        draft = plan_canvas(source, self.mask, note_task(draft), self.crop, self.grow)
         draft = draft.starting_at(None, self.strength, 0.0, "MaskedEdit")
         assert draft.height and draft.width
         canvas = draft.height, draft.width
@@ -74,7 +75,7 @@ class MaskedEdit(Condition):
 
     def prepare(self, stage: Stage) -> Prepared:
         plan = stage.plan
-        canvas = planned_canvas(self.image, self.mask, plan, self.crop, self.grow)
+        canvas = planned_canvas(open_picture(self.image, "image"), self.mask, plan, self.crop, self.grow)
         clean = pack_latents(stage.encode(mx.array(to_pixels(canvas.rgb)), "image"))
         tokens = [(clean, grid_ids(plan.height, plan.width, 1))] if self.shows_source else []
         if self.reference is not None:

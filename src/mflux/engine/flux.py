@@ -182,6 +182,7 @@ class Flux1:
     def _prepare(self, plan: Plan) -> tuple[tuple[Branch, ...], list[Prepared]]:
         """Encode the texts, let each condition make its arrays, and free what is not needed any more."""
         self.parts.set_precision(plan.request.config.precision)
+        self.parts.adapt(plan.loras)
         if advice := runtime.blas_advice():
             log.warning(advice)
         branches = tuple(self._branches(plan))
@@ -196,7 +197,7 @@ class Flux1:
 
     def _branches(self, plan: Plan) -> Iterator[Branch]:
         request = plan.request
-        states, pooled = self.encode_prompt(request.prompt, request.prompt_2, plan.text_tokens)
+        states, pooled = self.encode_prompt(plan.prompt, request.prompt_2, plan.text_tokens)
         yield Branch(states, pooled, plan.guidance)
         if plan.true_cfg > 1:
             negative = request.negative_prompt or ""
@@ -288,13 +289,15 @@ class Flux1:
         hooks: Hooks,
         seconds: float,
     ) -> GeneratedImage:
+        artifacts = {"latents": latents, **hooks.artifacts}
+        if any(each.keeps_canvas for each in prepared):
+            artifacts["full"] = Image.fromarray(pixels)
         for each in prepared:
             pixels = each.finish(pixels)
         request = replace(plan.request, seeds=(seed,))
         created = datetime.now().isoformat(timespec="seconds")
         extra = {"generation_time_seconds": round(seconds, 3), "created_at": created}
         icc = next((each.icc for each in prepared if each.icc), None)
-        artifacts = {"latents": latents, **hooks.artifacts}
         return GeneratedImage(Image.fromarray(pixels), replace(plan, request=request), extra, artifacts, icc)
 
 

@@ -38,6 +38,7 @@ class Parts:
         self.source, self.bits, self.loras = source, bits, loras
         self._networks: dict[str, Any] = {}
         self._precision: str | None = None
+        self._own_loras: tuple[Path, ...] = ()
         self._empty: dict[str, Any] = {}  # networks that are built, but not loaded
         self._sources: dict[str, dict[str, Source]] = {}
         self._bytes: dict[tuple[str, str | None], int] = {}
@@ -52,8 +53,18 @@ class Parts:
     @cached_property
     def lora_files(self) -> list[LoraFile]:
         """The LoRAs, checked against networks that are built but not loaded."""
-        parts = {part: self.empty(part) for part in ADAPTABLE} if self.loras else {}
-        return [read_lora(path, scale, parts) for path, scale in self.loras]
+        loras = [*((path, 1.0) for path in self._own_loras), *self.loras]
+        parts = {part: self.empty(part) for part in ADAPTABLE} if loras else {}
+        return [read_lora(path, scale, parts) for path, scale in loras]
+
+    def adapt(self, loras: tuple[Path, ...]) -> None:
+        """Put a method's own LoRAs before the user's; networks that carry others are loaded again."""
+        if loras != self._own_loras:
+            self._own_loras = loras
+            self.__dict__.pop("lora_files", None)
+            for part in ADAPTABLE:
+                self._networks.pop(part, None)
+        self.lora_files  # noqa: B018  (read now, so that a file that does not fit is refused before weights are)
 
     def empty(self, part: str) -> Any:
         """A network without its weights, every tensor of its file checked."""

@@ -12,6 +12,7 @@ from mflux.models.layers import piece_size
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
+from mflux.weights.lora_files import find_lora
 
 TILED_VAE_FROM = 2048 * 2048  # px from which the autoencoder works in tiles anyway
 # Arrays alive at the worst moment, measured with the built-in model at 1024 x 1024 px on a CPU.
@@ -93,7 +94,9 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         encodes=draft.encodes,
         tiled=tiled,
         extra_tokens=draft.extra_tokens,
+        prompt=request.prompt if draft.prompt is None else draft.prompt,
         texts=draft.texts,
+        loras=tuple(find_lora(name) for name in draft.loras),
         memory_bytes=0,
         notes=draft.notes,
     )

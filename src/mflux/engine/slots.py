@@ -10,6 +10,7 @@ bind     Run -> Hooks         made by `prepare`, called anew for each run: funct
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -54,7 +55,9 @@ class Draft:
     encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
     references_by: str = ""  # the condition that has reference pictures
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
+    prompt: str | None = None  # in place of the request's
     texts: tuple[str, ...] = ()  # to encode besides the prompt
+    loras: tuple[str, ...] = ()  # that methods have of their own; the user's come after them
     notes: tuple[str, ...] = ()
 
     def asked(self, height: int, width: int) -> tuple[int, int] | None:
@@ -78,6 +81,16 @@ class Draft:
         if self.channels_by:
             raise UsageError(f"{who} and {self.channels_by} both need the network's extra channels", "use one of them")
         return replace(self, channels=self.channels + extra, channels_by=who)
+
+    def adapted(self, lora: str) -> "Draft":
+        """With a LoRA that belongs to the method: a path, or a file of the hub."""
+        return replace(self, loras=(*self.loras, lora))
+
+    def prompted(self, text: str, who: str) -> "Draft":
+        """With a text in place of the request's prompt."""
+        if self.prompt is not None:
+            raise UsageError(f"{who} and another condition both write the prompt", "use one of them")
+        return replace(self, prompt=text)
 
     def referring(self, sizes: Sequence[tuple[int, int]], who: str) -> "Draft":
         """With reference pictures of these heights and widths as extra tokens; at most one condition can have any."""
@@ -129,7 +142,9 @@ class Plan:
     encodes: int
     tiled: bool
     extra_tokens: int
+    prompt: str
     texts: tuple[str, ...]
+    loras: tuple[Path, ...]
     memory_bytes: int
     notes: tuple[str, ...]
 
@@ -175,7 +190,7 @@ class Stage:
 
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
-    network: Callable[[str], Any]  # a loaded network by its part's name
+    load: Callable[[str], Any]  # a network by the name of its part
 
 
 @dataclass(frozen=True)
@@ -203,6 +218,7 @@ class Prepared:
     bind: Callable[[Run], Hooks] = no_hooks
     finish: Callable[[np.ndarray], np.ndarray] = no_finish
     icc: bytes | None = None
+    keeps_canvas: bool = False  # the drawn picture before `finish` is an artifact, `full`
 
 
 @dataclass(frozen=True)

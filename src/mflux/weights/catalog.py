@@ -27,6 +27,7 @@ class Row:
     """One named model.  steps, guidance, text_tokens, side are the defaults of a run with it.
 
     sizes: heights and widths that pictures are brought to where nobody asks for one; the nearest proportion counts.
+    panel: px that a panel was wide in training, for methods with two of them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     text_tokens: int = 512
     side: int = 1024
     sizes: tuple[tuple[int, int], ...] = MEGAPIXEL
+    panel: int = 0
     aliases: tuple[str, ...] = field(default=())
 
     @property
@@ -49,7 +51,7 @@ class Row:
 
 
 BFL = "black-forest-labs/FLUX.1-"
-DEMO: dict[str, Any] = {"steps": 8, "text_tokens": 32, "side": 128, "sizes": ((128, 128),)}
+DEMO: dict[str, Any] = {"steps": 8, "text_tokens": 32, "side": 128, "sizes": ((128, 128),), "panel": 128}
 REDUX_PARTS = (("image_encoder", "image_encoder"), ("image_embedder", "image_embedder"))
 ROWS = (
     Row("schnell", "schnell", "base", BFL + "schnell", steps=4, guidance=None, text_tokens=256),
@@ -60,13 +62,45 @@ ROWS = (
     Row("dev-depth", "dev", "depth", BFL + "Depth-dev", guidance=10.0, aliases=("depth",)),
     Row("dev-canny", "dev", "canny", BFL + "Canny-dev", guidance=30.0, aliases=("canny",)),
     Row("dev-redux", "dev", "redux", BFL + "Redux-dev", companion="dev", holds=REDUX_PARTS, aliases=("redux",)),
+    Row("dev-in-context", "dev", "in-context", BFL + "dev", aliases=("in-context",)),
+    Row("dev-ic-edit", "dev", "ic-edit", BFL + "Fill-dev", guidance=30.0, panel=512, aliases=("ic-edit",)),
+    Row(
+        "dev-try-on",
+        "dev",
+        "try-on",
+        "xiaozaa/catvton-flux-beta",
+        companion="dev-fill",
+        holds=(("transformer", ""),),
+        guidance=30.0,
+        panel=576,
+        aliases=("try-on",),
+    ),
     Row("tiny", "tiny", "base", folder="base", **DEMO),
     Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
     Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
     Row("tiny/redux", "tiny", "redux", folder="redux", companion="tiny", **DEMO),
+    Row("tiny/in-context", "tiny", "in-context", folder="in-context", companion="tiny", **DEMO),
+    Row("tiny/ic-edit", "tiny", "ic-edit", folder="ic-edit", companion="tiny/fill", **DEMO),
+    Row("tiny/try-on", "tiny", "try-on", folder="try-on", companion="tiny/fill", **DEMO),
 )
 BY_NAME = {name: row for row in ROWS for name in row.names}
 TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}
+TASK_CHANNELS |= {"in-context": 64, "ic-edit": 384, "try-on": 384}
+# LoRAs that methods have of their own, as names of files on the hub.  Source: ali-vilab/In-Context-LoRA, ICEdit.
+STYLES = {
+    "couple": "couple-profile",
+    "storyboard": "film-storyboard",
+    "font": "font-design",
+    "home": "home-decoration",
+    "illustration": "portrait-illustration",
+    "portrait": "portrait-photography",
+    "ppt": "ppt-templates",
+    "sandstorm": "sandstorm-visual-effect",
+    "sparklers": "sparklers-visual-effect",
+    "identity": "visual-identity-design",
+}
+METHOD_LORAS = {style: f"ali-vilab/In-Context-LoRA:{file}.safetensors" for style, file in STYLES.items()}
+METHOD_LORAS["ic-edit"] = "RiverZ/normal-lora:pytorch_lora_weights.safetensors"
 
 
 def find(name: str, task: str = "base") -> Row | None:

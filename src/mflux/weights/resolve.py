@@ -105,8 +105,8 @@ def built_in(row: Row) -> ModelSource:
         raise ModelError(f"`{row.name}` is not trained yet", "this version has no weights for it; use another model")
     folders = {part: BUILT_IN / row.folder / part for part in PARTS} | side_folders(BUILT_IN / row.folder)
     if row.companion:
-        companion = BUILT_IN / BY_NAME[row.companion].folder
-        folders = {part: path if path.is_dir() else companion / part for part, path in folders.items()}
+        companion = built_in(BY_NAME[row.companion]).folders
+        folders = {part: path if path.is_dir() else companion[part] for part, path in folders.items()}
     return ModelSource(row.name, row, folders)
 
 
