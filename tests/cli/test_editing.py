@@ -167,6 +167,130 @@ def test_redux_needs_a_picture_and_a_model_that_has_its_parts(refused, files, or
     assert error.endswith("fill` has no `image_encoder`") and "`--model redux`" in hint
 
 
+def test_fill_edits_and_paints_around(on, files):
+    fill = ("mflux-generate-fill", "fill", "--prompt", "a star", "--image-path", files[0])
+    assert on(*fill, "--edit-mode", "channels", "--output", "a.png").out == "a.png\n"
+    assert on(*fill, "--edit-mode", "spatial", "--output", "b.png").out == "b.png\n"
+    assert pixels("a.png").shape == pixels("b.png").shape == (48, 64, 3)
+    for flag in ("--outpaint-padding", "--image-outpaint-padding"):
+        name = on(*fill, flag, "0,25%,0,8").out.strip()
+        assert np.array_equal(pixels(name)[:, 8:72], pixels(files[0])) and pixels(name).shape == (48, 88, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (
+            ("--outpaint-padding", "0,0,0"),
+            "`--outpaint-padding`: '0,0,0' has 3 parts, not 4",
+            "give top, right, bottom, left in px or per cent, for example `0,25%,0,25%`",
+        ),
+        (("--edit-mode", "beside"), "`--edit-mode`: 'beside' is unknown", "choose one of `channels`, `spatial`"),
+        (
+            ("--edit-mode", "channels", "--outpaint-padding", "1,1,1,1"),
+            "`--edit-mode`: an edit mode draws the whole picture",
+            "leave `--masked-image-path` and `--outpaint-padding` out",
+        ),
+        (
+            ("--edit-mode", "channels", "--no-composite"),
+            "`--no-composite`: an edit mode keeps no pixels anyway",
+            "leave one of the two out",
+        ),
+    ],
+)
+def test_fill_flags_that_cannot_be_meant_are_refused(refused, blind, files, flags, error, hint):
+    said = refused(*blind("fill"), "--image-path", files[0], *flags, command="mflux-generate-fill")
+    assert said == [error, hint]
+
+
+@pytest.mark.parametrize(("layout", "size"), [("lr", (16, 64, 3)), ("tb", (32, 32, 3))])
+def test_in_context_writes_the_new_picture_and_both_on_request(on, files, layout, size):
+    command = ("mflux-generate-in-context", "dev", "--prompt", "two", *SMALL, "--layout", layout)
+    for flag in ("--image-path", "--reference-image"):
+        outcome = on(*command, flag, files[0], "--save-full-image")
+        one, both = outcome.out.split()
+        assert both == one.replace(".png", "_full.png")
+        assert pixels(one).shape == (16, 32, 3) and pixels(both).shape == size
+    assert read_metadata("image.png")["image_path"] == str(files[0])
+
+
+def test_try_on_needs_no_prompt(on, files):
+    command = ("mflux-generate-in-context-catvton", "fill", *SMALL)
+    wear = ("--person-image", files[0], "--person-mask", files[1], "--garment-image", files[0])
+    assert on(*command, *wear, "--save-full-image").out.split() == ["image.png", "image_full.png"]
+    assert pixels("image_full.png").shape == (16, 64, 3)
+    assert read_metadata("image.png")["prompt"].startswith("The pair of images highlights a clothing")
+
+
+def test_in_context_edit_takes_an_instruction_or_a_prompt(on, tmp_path):
+    command = ("mflux-generate-in-context-edit", "fill", "--edit-lora", "")
+    wide = hostile.picture(tmp_path / "wide.png", 512, 16)
+    assert on(*command, "--reference-image", wide, "--instruction", "make it red").out == "image.png\n"
+    assert on(*command, "--image-path", wide, "--prompt", "two panels").out == "image_1.png\n"
+    assert pixels("image.png").shape == (16, 512, 3)
+    assert read_metadata("image.png")["prompt"].endswith("exactly the same as on the left but make it red")
+    assert read_metadata("image_1.png")["prompt"] == "two panels"
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "error"),
+    [
+        ("in-context", (), "`--image-path` is missing"),
+        ("in-context-catvton", ("--person-image", "p.png"), "`--person-mask` is missing"),
+        ("in-context-catvton", ("--person-image", "p.png", "--person-mask", "m.png"), "`--garment-image` is missing"),
+        ("in-context-edit", (), "`--reference-image` is missing"),
+    ],
+)
+def test_a_panel_that_is_missing_is_told(refused, command, flags, error):
+    assert refused(*WORDS, *flags, command=f"mflux-generate-{command}")[0] == error
+
+
+def test_an_unknown_style_is_refused_with_all_of_them(refused, blind, files):
+    flags = (*blind("dev"), "--image-path", files[0], "--lora-style", "cubism")
+    error, hint = refused(*flags, command="mflux-generate-in-context")
+    assert error == "`--lora-style`: 'cubism' is unknown"
+    assert hint.startswith("choose one of `couple`, `storyboard`, ") and hint.count("`") == 20
+
+
+@pytest.mark.parametrize("given", [(), ("--instruction", "x", "--prompt", "y")])
+def test_in_context_edit_takes_just_one_text(refused, oracle_model, files, given):
+    flags = ("--model", oracle_model("fill"), *QUICK, "--reference-image", files[0], *given)
+    error, hint = refused(*flags, command="mflux-generate-in-context-edit")
+    assert error.startswith("`--instruction`: ") and hint.startswith("give `--instruction`, or a prompt")
+
+
+@pytest.mark.parametrize("command", ["in-context-catvton", "in-context-edit"])
+def test_a_model_without_the_fill_channels_is_refused_with_both_counts(refused, blind, files, command):
+    panels = {
+        "in-context-catvton": ("--person-image", files[0], "--person-mask", files[1], "--garment-image", files[0]),
+        "in-context-edit": ("--reference-image", files[0]),
+    }
+    error, _ = refused(*blind("dev"), *panels[command], command=f"mflux-generate-{command}")
+    assert "takes 64 channels per token, but " in error and error.endswith(" needs 384")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
+def test_pictures_of_every_mode_can_be_edited(on, tmp_path, mode):
+    image = Image.open(hostile.picture(tmp_path / "rgb.png"))
+    deep = np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16)
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    (Image.fromarray(deep) if mode == "I;16" else image.convert(mode)).save(path)
+    words = ("kontext", "--prompt", "x", "--fit", "own", "--image-path", path)
+    assert on("mflux-generate-kontext", *words, *SMALL).code == 0
+    masked = on("mflux-generate-masked-edit", *words, "--mask-path", path, "--reference-image", path)
+    assert Image.open(masked.out.strip()).size == (64, 48)
+
+
+def test_a_picture_of_one_pixel_can_be_edited(on, tmp_path):
+    dot = hostile.picture(tmp_path / "dot.png", 1, 1)
+    white = hostile.picture(tmp_path / "white.png", 1, 1)
+    Image.new("L", (1, 1), 255).save(white)
+    words = ("kontext", "--prompt", "x", "--fit", "own", "--image-path", dot)
+    assert on("mflux-generate-kontext", *words, *SMALL).code == 0
+    masked = on("mflux-generate-masked-edit", *words, "--mask-path", white, "--reference-image", dot)
+    assert Image.open(masked.out.strip()).size == (1, 1)
+
+
 @pytest.mark.parametrize("kind", hostile.BROKEN_PICTURES)
 def test_a_reference_that_is_no_picture_is_refused(refused, blind, tmp_path, kind):
     path = tmp_path / "broken.png"

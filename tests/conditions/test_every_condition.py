@@ -78,7 +78,7 @@ ROWS = [
     ),
     Row("in-context", "dev", lambda picture, mask: [InContext(picture)]),
     Row("in-context, on top", "dev", lambda picture, mask: [InContext(picture, layout="tb")]),
-    Row("in-context edit", "fill", lambda picture, mask: [InContextEdit(picture, lora="")]),
+    Row("in-context edit", "ic-edit", lambda picture, mask: [InContextEdit(picture, lora="")]),
     Row("try-on", "fill", lambda picture, mask: [TryOn(picture, mask, picture)]),
     Row("fill, edit in channels", "fill", lambda picture, mask: [Fill(picture, edit_mode="channels")]),
     Row("fill, edit beside", "fill", lambda picture, mask: [Fill(picture, edit_mode="spatial")]),

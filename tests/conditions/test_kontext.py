@@ -1,5 +1,8 @@
 """Kontext: where reference tokens stand, which sizes they and the drawn picture have, and chains of instructions."""
 
+import sys
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -14,6 +17,9 @@ from mflux.engine.slots import Inputs
 from mflux.images.picture import to_pixels
 from mflux.images.sizes import preferred
 from mflux.weights.catalog import BY_NAME, MEGAPIXEL
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import drift
 
 CONFIG = Config(num_inference_steps=2, max_sequence_length=16, height=48, width=64)
 TURNS = ("make it red", "add a star", "remove the star")
@@ -179,7 +185,7 @@ def test_turns_with_true_cfg_are_guided_in_each_turn(flux):
 
 
 class ReturnsTheReference:
-    """A transformer whose velocity carries zero noise to the reference in one step from sigma 1."""
+    """A transformer whose velocity carries any noise to the reference in one step from sigma 1: exactly, if it is 0."""
 
     def __init__(self, transformer):
         self.inner = transformer
@@ -188,7 +194,7 @@ class ReturnsTheReference:
         return getattr(self.inner, name)
 
     def __call__(self, tokens, text, table, rope, hooks):
-        return -mx.concatenate([tokens[:, 12:], tokens[:, :12]], axis=1)
+        return mx.concatenate([tokens[:, :12] - tokens[:, 12:], tokens[:, 12:]], axis=1)
 
 
 def test_six_turns_that_return_the_reference_lose_no_bit(oracle_model):
@@ -200,6 +206,25 @@ def test_six_turns_that_return_the_reference_lose_no_bit(oracle_model):
         flux, Kontext(picture(), fit="own", turns=("keep everything",) * 5), config, latents=mx.zeros((1, 12, 64))
     )
     assert np.array_equal(latents(last), np.array(source[0]))
+
+
+def test_an_editor_that_keeps_everything_drifts_only_by_way_of_pixels(oracle_model):
+    flux = Flux1(str(oracle_model("kontext")))
+    flux.parts._networks["transformer"] = ReturnsTheReference(flux.parts.get("transformer"))
+    config = Config(num_inference_steps=1, max_sequence_length=16, height=48, width=64)
+    source, prompts = Image.fromarray(picture()), ["keep everything"] * 6
+    kept = drift.kept_latents(flux, source, prompts, 3, config)
+    again = drift.encoded_again(flux, source, prompts, 3, config)
+    assert all(drift.psnr(each, kept[0]) > 60 for each in kept)  # the same up to a grey level here and there
+    assert all(drift.psnr(each, kept[0]) < 30 for each in again[1:])
+
+
+def test_more_noise_is_more_drift():
+    noise = np.random.default_rng(0).standard_normal((48, 64, 3))
+    noisy = [np.clip(picture() + level * noise, 0, 255).astype(np.uint8) for level in (1, 2, 5, 20)]
+    curve = [drift.psnr(each, picture()) for each in noisy]
+    assert drift.psnr(picture(), picture()) == np.inf
+    assert curve == sorted(curve, reverse=True) and len(set(curve)) == 4
 
 
 def test_the_negative_prompt_s_pass_sees_the_reference(flux):

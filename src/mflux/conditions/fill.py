@@ -44,7 +44,7 @@ class Fill(Condition):
         if self.edit_mode is not None:
             check_choice("edit_mode", self.edit_mode, EDIT_MODES)
             if self.mask is not None or self.outpaint is not None:
-                raise UsageError("an edit mode draws the whole picture", "leave mask and outpaint out", "edit_mode")
+                raise UsageError("an edit mode draws the whole picture", "leave `mask` and `outpaint` out", "edit_mode")
         planned = plan_canvas(*self._sources(), draft)
         if self.edit_mode == "spatial":
             assert planned.height and planned.width

@@ -14,6 +14,7 @@ from mflux.engine.request import MAX_SIDE
 from mflux.errors import UsageError
 from mflux.paths import expand
 
+MOVING = ("GIF", "PNG", "WEBP")  # other formats hold previews or pages besides the picture
 PictureSource = str | os.PathLike[str] | Image.Image | np.ndarray
 Image.MAX_IMAGE_PIXELS = None  # sides are checked here before a picture is decoded
 
@@ -104,6 +105,9 @@ def decoded(image: Image.Image, name: str, field: str) -> Image.Image:
     if min(image.size) < 1 or max(image.size) > MAX_SIDE:
         problem = f"{name} is {image.width} x {image.height} px"
         raise UsageError(problem, f"sides up to {MAX_SIDE} px", field)
+    if image.format in MOVING and getattr(image, "is_animated", False):
+        frames = getattr(image, "n_frames", 2)
+        raise UsageError(f"{name} moves: it has {frames} frames", "save one of them as a picture of its own", field)
     try:
         image.load()
         return ImageOps.exif_transpose(image)
