@@ -265,5 +265,5 @@ def test_a_condition_that_sets_the_size_cannot_stand_before_it(random_flux):
 
 
 @pytest.mark.parametrize("row", ["tiny/in-context", "tiny/ic-edit", "tiny/try-on"])
-def test_built_in_rows_keep_the_demonstration_s_defaults(row):
-    assert (BY_NAME[row].steps, BY_NAME[row].side, BY_NAME[row].text_tokens) == (8, 128, 32)
+def test_built_in_rows_have_the_demonstration_s_defaults_and_room_for_the_words_of_two_panels(row):
+    assert (BY_NAME[row].steps, BY_NAME[row].side, BY_NAME[row].text_tokens) == (8, 128, 64)

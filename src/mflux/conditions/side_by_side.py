@@ -10,7 +10,7 @@ from mflux.images.sizes import floor_to_cell
 from mflux.weights.catalog import BUILT_IN, METHOD_LORAS, Row, of_task
 
 LAYOUTS = ("lr", "tb")  # left and right, top and bottom
-BUILT_IN_LORA = "lora.safetensors"
+BUILT_IN_LORA = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)

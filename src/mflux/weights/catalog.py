@@ -52,6 +52,7 @@ class Row:
 
 BFL = "black-forest-labs/FLUX.1-"
 DEMO: dict[str, Any] = {"steps": 8, "text_tokens": 32, "side": 128, "sizes": ((128, 128),), "panel": 128}
+PANEL_DEMO = DEMO | {"text_tokens": 64}  # words for two panels; the adapters were trained with so many
 REDUX_PARTS = (("image_encoder", "image_encoder"), ("image_embedder", "image_embedder"))
 ROWS = (
     Row("schnell", "schnell", "base", BFL + "schnell", steps=4, guidance=None, text_tokens=256),
@@ -79,9 +80,9 @@ ROWS = (
     Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
     Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
     Row("tiny/redux", "tiny", "redux", folder="redux", companion="tiny", **DEMO),
-    Row("tiny/in-context", "tiny", "in-context", folder="in-context", companion="tiny", **DEMO),
-    Row("tiny/ic-edit", "tiny", "ic-edit", folder="ic-edit", companion="tiny/fill", **DEMO),
-    Row("tiny/try-on", "tiny", "try-on", folder="try-on", companion="tiny/fill", **DEMO),
+    Row("tiny/in-context", "tiny", "in-context", folder="in-context", companion="tiny", **PANEL_DEMO),
+    Row("tiny/ic-edit", "tiny", "ic-edit", folder="ic-edit", companion="tiny/fill", **PANEL_DEMO),
+    Row("tiny/try-on", "tiny", "try-on", folder="try-on", companion="tiny/fill", **PANEL_DEMO),
 )
 BY_NAME = {name: row for row in ROWS for name in row.names}
 TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}
