@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from mflux.conditions import Kontext
-from mflux.conditions.kontext import draw_turns
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
@@ -27,7 +26,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 def kept_latents(flux: Flux1, picture: Image.Image, prompts: list[str], seed: int, config: Config) -> list[np.ndarray]:
     """The picture after each turn, with the latents kept in between."""
-    turns = draw_turns(flux, seed, prompts, config, [Kontext(picture, fit="stretch")])
+    turns = Kontext.draw_turns(flux, seed, prompts, config, [Kontext(picture, fit="stretch")])
     return [np.asarray(turn.image) for turn in turns]
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from mflux import Config, Flux1, UsageError
 from mflux.conditions import ImageToImage, Kontext
-from mflux.conditions.kontext import draw_turns
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.network import Network
 from mflux.engine.slots import Inputs
@@ -154,7 +153,7 @@ def test_crop_and_pad_keep_the_proportions(flux):
 
 
 def test_each_turn_starts_from_the_latents_of_the_one_before(flux):
-    first, second, third = draw_turns(flux, 3, TURNS, CONFIG, [Kontext(picture(), fit="own")])
+    first, second, third = Kontext.draw_turns(flux, 3, TURNS, CONFIG, [Kontext(picture(), fit="own")])
     alone = flux.generate_image(seed=3, prompt=TURNS[0], config=CONFIG, conditions=[Kontext(picture(), fit="own")])
     assert np.array_equal(latents(first), latents(alone))
     by_hand = Kontext(picture(), fit="own", turns=TURNS[:1], latents=latents(first))
@@ -167,7 +166,7 @@ def draw_words(flux, words, condition):
 
 
 def test_a_turn_s_request_draws_the_chain_again_bit_for_bit(flux):
-    *_, last = draw_turns(flux, 3, TURNS, CONFIG, [Kontext([picture(), picture(seed=4)], fit="own")])
+    *_, last = Kontext.draw_turns(flux, 3, TURNS, CONFIG, [Kontext([picture(), picture(seed=4)], fit="own")])
     replayed = Kontext([picture(), picture(seed=4)], fit="own", turns=TURNS[:-1])
     assert last.metadata["request"]["conditions"] == [replayed.to_json()]
     assert np.array_equal(latents(last), latents(draw_words(flux, TURNS[-1], replayed)))

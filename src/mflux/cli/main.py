@@ -121,20 +121,11 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         log.warning(note)
     with Bar(len(targets), plan.steps) as bar:
         if turns:
-            from mflux.conditions.kontext import draw_turns
-
-            pictures: Iterator[Any] = (
-                picture for seed in seeds for picture in draw_turns(flux, seed, turns, config, on_step=bar.step, **rest)
-            )
-        elif run.prompt_file is None:  # its prompt may change between pictures, so those are drawn one by one
-            pictures = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
+            pictures = turn_by_turn(flux, plan, turns, bar.step, config, rest)
+        elif run.prompt_file is not None:
+            pictures = prompt_by_prompt(flux, plan, run, bar.step, config, rest)
         else:
-            pictures = (
-                picture
-                for index, seed in enumerate(seeds)
-                for words in [prompt if index == 0 else read_prompt(run)]  # a pipe can be read only once
-                for picture in flux.draw(flux.plan(seed, words, config, **rest), on_step=bar.step)
-            )
+            pictures = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
         for picture, target in zip(pictures, targets, strict=True):
             written = picture.save(target, embed_metadata=not run.no_metadata)
             bar.say(str(written))
@@ -143,6 +134,25 @@ def draw(command: Command, values: dict[str, Any]) -> None:
                     bar.say(str(side_file))
             if run.metadata:
                 bar.say(str(picture.save_metadata(written.with_suffix(".json"))))
+
+
+def turn_by_turn(
+    flux: Any, plan: Any, turns: Sequence[str], on_step: Any, config: Config, rest: dict[str, Any]
+) -> Iterator[Any]:
+    """The pictures of a chain of instructions, seed by seed."""
+    from mflux import conditions
+
+    for seed in plan.request.seeds:
+        yield from conditions.Kontext.draw_turns(flux, seed, turns, config, on_step=on_step, **rest)
+
+
+def prompt_by_prompt(
+    flux: Any, plan: Any, run: Run, on_step: Any, config: Config, rest: dict[str, Any]
+) -> Iterator[Any]:
+    """The pictures of a prompt file, which may change between them; a pipe can be read only once."""
+    for index, seed in enumerate(plan.request.seeds):
+        words = plan.request.prompt if index == 0 else read_prompt(run)
+        yield from flux.draw(flux.plan(seed, words, config, **rest), on_step=on_step)
 
 
 def pick(owner: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,25 @@ class Kontext(Condition):
 
         return Prepared(Inputs(tokens=references), bind)
 
+    @classmethod
+    def draw_turns(
+        cls, flux: Any, seed: int, turns: Sequence[str], config: Config, conditions: Sequence[Condition], **rest: Any
+    ) -> Iterator[Any]:
+        """Carry out instructions one after another, each on the latents of the one before: a GeneratedImage for each.
+
+        flux: Flux1.  conditions: one Kontext among them.  rest: as for Flux1.generate_image.  Each picture's request
+        draws it again, with the turns before it.
+        """
+        on_step, latents = rest.pop("on_step", None), None
+        for index, turn in enumerate(turns):
+            chained = [
+                replace(each, turns=turns[:index], latents=latents) if isinstance(each, cls) else each
+                for each in conditions
+            ]
+            (picture,) = flux.draw(flux.plan(seed, turn, config, conditions=chained, **rest), on_step=on_step)
+            latents = picture.artifacts["latents"]
+            yield picture
+
     def turn_before(self, request: Request) -> Request:
         """The request of the turn whose result is the first reference of this one."""
         earlier = replace(self, turns=self.turns[:-1])
@@ -90,24 +109,6 @@ class Kontext(Condition):
         check_number("max_area", self.max_area, 1, MAX_SIDE**2, whole=True)
         config = draft.request.config
         return draft.sized(*of_area(self.max_area, config.height or wish[0], config.width or wish[1]))
-
-
-def draw_turns(
-    flux: Any, seed: int, turns: Sequence[str], config: Config, conditions: Sequence[Condition], **rest: Any
-) -> Iterator[Any]:
-    """Carry out instructions one after another, each on the latents of the one before: a GeneratedImage for each.
-
-    flux: Flux1.  conditions: one Kontext among them.  Each picture's request draws it again, with the turns before it.
-    """
-    on_step, latents = rest.pop("on_step", None), None
-    for index, turn in enumerate(turns):
-        chained = [
-            replace(each, turns=turns[:index], latents=latents) if isinstance(each, Kontext) else each
-            for each in conditions
-        ]
-        (picture,) = flux.draw(flux.plan(seed, turn, config, conditions=chained, **rest), on_step=on_step)
-        latents = picture.artifacts["latents"]
-        yield picture
 
 
 def note_task(draft: Draft) -> Draft:

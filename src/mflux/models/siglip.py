@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.layers import silu
-from mflux.models.text_clip import ClipLayers
+from mflux.models.layers import ClipLayers, silu
 
 COLORS = 3
 

@@ -15,9 +15,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mflux.errors import ModelError
-from mflux.models.layers import QuantizedLinear
+from mflux.models.layers import ACTIVATIONS, QuantizedLinear
 from mflux.models.siglip import ReduxConfig, ReduxEmbedder, SiglipConfig, SiglipEncoder
-from mflux.models.text_clip import ACTIVATIONS, ClipConfig, ClipTextEncoder
+from mflux.models.text_clip import ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig
 from mflux.models.vae import Vae, VaeConfig
