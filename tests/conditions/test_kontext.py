@@ -12,7 +12,7 @@ from mflux import Config, Flux1, UsageError
 from mflux.conditions import ImageToImage, Kontext
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.network import Network
-from mflux.engine.slots import Inputs
+from mflux.engine.slots import Inputs, Run
 from mflux.images.picture import to_pixels
 from mflux.images.sizes import preferred
 from mflux.weights.catalog import BY_NAME, MEGAPIXEL
@@ -170,6 +170,18 @@ def test_a_turn_s_request_draws_the_chain_again_bit_for_bit(flux):
     replayed = Kontext([picture(), picture(seed=4)], fit="own", turns=TURNS[:-1])
     assert last.metadata["request"]["conditions"] == [replayed.to_json()]
     assert np.array_equal(latents(last), latents(draw_words(flux, TURNS[-1], replayed)))
+
+
+def test_a_turn_s_result_takes_the_first_picture_s_place(flux):
+    condition = Kontext(
+        [picture(), picture(32, 80)], fit="own", turns=TURNS[:1], latents=np.zeros((12, 64), np.float32)
+    )
+    plan = flux.plan(3, "x", CONFIG, conditions=[condition])
+    (prepared,) = flux._prepare(plan)[1]
+    ((result, ids),) = prepared.bind(Run(plan, mx.zeros((1, 12, 64)), latents_of=None)).tokens
+    assert result.shape == (1, 12, 64) and np.array_equal(ids, grid_ids(48, 64, 1))
+    ((_, others),) = prepared.inputs.tokens
+    assert np.array_equal(others, grid_ids(32, 80, 2))
 
 
 def test_turns_with_true_cfg_are_guided_in_each_turn(flux):
