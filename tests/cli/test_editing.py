@@ -265,8 +265,9 @@ def test_a_model_without_the_fill_channels_is_refused_with_both_counts(refused, 
         "in-context-catvton": ("--person-image", files[0], "--person-mask", files[1], "--garment-image", files[0]),
         "in-context-edit": ("--reference-image", files[0]),
     }
-    error, _ = refused(*blind("dev"), *panels[command], command=f"mflux-generate-{command}")
+    error, hint = refused(*blind("dev"), *panels[command], command=f"mflux-generate-{command}")
     assert "takes 64 channels per token, but " in error and error.endswith(" needs 384")
+    assert ("`--model try-on`" if "catvton" in command else "`--model ic-edit`") in hint
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])

@@ -283,8 +283,9 @@ def test_a_named_model_of_another_task_is_told_of(flux):
 
 
 def test_a_fill_model_is_refused_with_both_channel_counts(random_flux):
-    with pytest.raises(UsageError, match="takes 384 channels per token, but a plain picture needs 64"):
+    with pytest.raises(UsageError, match="takes 384 channels per token, but a plain picture needs 64") as error:
         random_flux("fill").plan(3, "x", CONFIG, conditions=[Kontext(picture(), fit="own")])
+    assert "`--model kontext`" in error.value.hint
 
 
 def test_the_built_in_model_has_one_size_and_other_rows_the_17():

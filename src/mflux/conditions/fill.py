@@ -50,7 +50,7 @@ class Fill(Condition):
             assert planned.height and planned.width
             double = Panels(planned.height, planned.width).lay_out(draft, "Fill")
             planned = replace(planned, height=double.height, width=double.width)
-        return planned.widened(FILL_CHANNELS, "Fill")
+        return planned.widened(FILL_CHANNELS, "Fill", "fill")
 
     def prepare(self, stage: Stage) -> Prepared:
         if self.edit_mode == "spatial":

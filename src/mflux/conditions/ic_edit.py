@@ -47,7 +47,7 @@ class InContextEdit(Condition):
                 f"in-context edit was trained at a width of {panels.width} px: "
                 f"{panels.width} x {panels.height} px are drawn"
             )
-        draft = panels.lay_out(draft, "InContextEdit").widened(FILL_CHANNELS, "InContextEdit")
+        draft = panels.lay_out(draft, "InContextEdit").widened(FILL_CHANNELS, "InContextEdit", "ic-edit")
         draft = replace(draft, encodes=max(draft.encodes, 1))
         if self.lora is None:
             return method_lora(draft, "ic-edit")

@@ -68,7 +68,7 @@ class Redux(Condition):
     def prepare(self, stage: Stage) -> Prepared:
         if not self.present:
             return Prepared()
-        encoder, embedder = stage.load("image_encoder"), stage.load("image_embedder")
+        encoder, embedder = stage.network("image_encoder"), stage.network("image_embedder")
         tokens = [
             strength * embedder(encoder(mx.array(siglip_pixels(image, encoder.config.image_size))))
             for image, strength in self.present

@@ -40,7 +40,7 @@ class TryOn(Condition):
         size = draft.asked(wish.height, wish.width)
         panels = Panels(*size) if size else wish
         self._mask(panels)
-        draft = panels.lay_out(draft, "TryOn").widened(FILL_CHANNELS, "TryOn")
+        draft = panels.lay_out(draft, "TryOn").widened(FILL_CHANNELS, "TryOn", "try-on")
         if not draft.request.prompt:
             draft = draft.prompted(PROMPT, "TryOn")
         return method_lora(replace(draft, encodes=max(draft.encodes, 1)), "try-on")

@@ -28,6 +28,7 @@ from mflux.weights.catalog import TASK_CHANNELS, Row
 
 # Names of conditions and how to find their classes: conditions import the engine, so the engine asks by name only.
 ROOMS: list[tuple[frozenset[str], Callable[[str], type["Condition"]]]] = []
+COMMANDS_OF = {"fill": "`mflux-generate-fill`", "depth": "`mflux-generate-depth` or `mflux-generate-canny`"}
 PICTURE = {"picture": True}  # metadata of a field that holds a picture: a path, a PIL image or a uint8 array
 DERIVED = {"derived": True}  # metadata of a field that follows from the others and stays out of the request's JSON
 
@@ -51,6 +52,7 @@ class Draft:
     first: int = 0  # the first step that runs
     channels: int = TOKEN_CHANNELS  # per image token at the network's input
     channels_by: str = ""  # the condition that adds channels
+    channels_model: str = "dev"  # an alias whose network takes so many
     start_by: str = ""  # the condition that makes the first latents
     encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
     references_by: str = ""  # the condition that has reference pictures
@@ -76,11 +78,11 @@ class Draft:
     def noted(self, note: str) -> "Draft":
         return self if note in self.notes else replace(self, notes=(*self.notes, note))
 
-    def widened(self, extra: int, who: str) -> "Draft":
-        """With `extra` more input channels; at most one condition can add any."""
+    def widened(self, extra: int, who: str, model: str) -> "Draft":
+        """With `extra` more input channels, as `model` has them; at most one condition can add any."""
         if self.channels_by:
             raise UsageError(f"{who} and {self.channels_by} both need the network's extra channels", "use one of them")
-        return replace(self, channels=self.channels + extra, channels_by=who)
+        return replace(self, channels=self.channels + extra, channels_by=who, channels_model=model)
 
     def adapted(self, lora: str) -> "Draft":
         """With a LoRA that belongs to the method: a path, or a file of the hub."""
@@ -98,7 +100,8 @@ class Draft:
             raise UsageError(f"{who} and {self.references_by} both have references", "give all of them to one")
         counts = [height * width // CELL**2 for height, width in sizes]
         extra, largest = self.extra_tokens + sum(counts), max([self.encodes, *counts])
-        return replace(self, references_by=who, extra_tokens=extra, encodes=largest)
+        model = self.channels_model if self.channels_by else "kontext"
+        return replace(self, references_by=who, extra_tokens=extra, encodes=largest, channels_model=model)
 
     def starting_at(self, image_strength: float | None, strength: float | None, default: float, who: str) -> "Draft":
         """With start latents from the step that a strength of either kind means; `default` is an image_strength."""
@@ -190,7 +193,7 @@ class Stage:
 
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
-    load: Callable[[str], Any]  # a network by the name of its part
+    network: Callable[[Any], Any]  # a loaded network: a part of the model by its name
 
 
 @dataclass(frozen=True)
@@ -298,9 +301,9 @@ def check_channels(draft: Draft) -> None:
         return
     task = next((task for task, n in TASK_CHANNELS.items() if n == draft.transformer.in_channels), "")
     needs = f"{draft.channels_by} needs" if draft.channels_by else "a plain picture needs"
-    hint = f"use a checkpoint for it, for example `--model {'fill' if draft.channels == 384 else 'dev'}`"
-    if task == "fill":
-        hint = "draw with `mflux-generate-fill`, or use another model here, for example `--model dev`"
+    hint = f"use a checkpoint for it, for example `--model {draft.channels_model}`"
+    if task in COMMANDS_OF:
+        hint = f"draw with {COMMANDS_OF[task]}, or use another model here, for example `--model {draft.channels_model}`"
     elif draft.channels_by == "Fill":
         hint += ", or repaint with `mflux-generate --mask-path`"
     raise UsageError(
