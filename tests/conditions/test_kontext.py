@@ -278,7 +278,7 @@ def test_two_kontexts_are_refused_with_a_way_out(flux):
 def test_a_named_model_of_another_task_is_told_of(flux):
     condition = Kontext(picture(), fit="own")
     notes = Flux1.from_name("tiny").plan(3, "x", CONFIG, conditions=[condition]).notes
-    assert notes == ("`tiny` was not trained to look at references: use a Kontext model",)
+    assert notes == ("`tiny` was not trained for this: `kontext` is, or weights like it",)
     assert flux.plan(3, "x", CONFIG, conditions=[condition]).notes == ()  # a folder may hold any model
 
 

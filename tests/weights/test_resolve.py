@@ -46,6 +46,9 @@ def test_the_bare_family_name_means_the_command_s_own_row():
         ("fill", 25, 30.0, 512),
         ("kontext", 28, 2.5, 512),
         ("redux", 25, 3.5, 512),
+        ("in-context", 25, 3.5, 512),
+        ("ic-edit", 25, 30.0, 512),
+        ("try-on", 25, 30.0, 512),
         ("depth", 25, 10.0, 512),
         ("canny", 25, 30.0, 512),
     ],
@@ -158,6 +161,18 @@ def test_a_model_of_the_family_gets_redux_parts_where_the_task_asks_for_them(hub
     assert source.folders["image_encoder"] == own / "image_encoder"
     assert "image_encoder" not in resolve(str(oracle_model("dev"))).folders
     assert "image_encoder" not in resolve(str(oracle_model("fill")), task="redux").folders
+
+
+def test_try_on_is_its_own_transformer_and_fill_s_other_parts(hub, oracle_model):
+    fill = cached(hub, "black-forest-labs/FLUX.1-Fill-dev", oracle_model("fill"))
+    own = cached(hub, "xiaozaa/catvton-flux-beta", oracle_model("fill") / "transformer")
+    source = resolve("try-on")
+    assert (source.row.name, source.row.guidance) == ("dev-try-on", 30.0)
+    assert source.folders["transformer"] == own
+    assert all(source.folders[part] == fill / part for part in NETWORKS if part != "transformer")
+    assert (
+        resolve(str(oracle_model("fill")), task="try-on").folders["transformer"] == oracle_model("fill") / "transformer"
+    )
 
 
 def test_redux_without_its_parts_is_no_whole_download(hub, oracle_model):

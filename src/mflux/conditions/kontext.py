@@ -51,7 +51,7 @@ class Kontext(Condition):
         pictures = open_pictures(self.images, "images")  # type: ignore[arg-type]
         if self.turns and not pictures:
             raise UsageError("there is no picture to begin the turns with", "give a picture", "images")
-        draft = self._sized(note_task(draft) if pictures else draft, pictures)
+        draft = self._sized(draft.meant_for("kontext") if pictures else draft, pictures)
         assert draft.height and draft.width
         sizes = [reference_size(picture, self.fit, (draft.height, draft.width), draft.row) for picture in pictures]
         return replace(draft.referring(sizes, "Kontext"), texts=(*draft.texts, *self.turns))
@@ -109,13 +109,6 @@ class Kontext(Condition):
         check_number("max_area", self.max_area, 1, MAX_SIDE**2, whole=True)
         config = draft.request.config
         return draft.sized(*of_area(self.max_area, config.height or wish[0], config.width or wish[1]))
-
-
-def note_task(draft: Draft) -> Draft:
-    """With a note where the model is known to be of another kind; its channels do not tell."""
-    if draft.row.task == "kontext" or draft.request.model not in draft.row.names:
-        return draft
-    return draft.noted(f"`{draft.request.model}` was not trained to look at references: use a Kontext model")
 
 
 def reference_size(picture: Picture, how: str, canvas: Size, row: Row) -> Size:

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mflux.conditions.canvas import plan_canvas, planned_canvas
 from mflux.conditions.inpaint import LATENT_MASKS, latent_mask_tokens, repainting
-from mflux.conditions.kontext import FITS, note_task, reference_size, reference_tokens
+from mflux.conditions.kontext import FITS, reference_size, reference_tokens
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.request import check_choice, check_number
 from mflux.engine.slots import PICTURE, Condition, Draft, Inputs, Prepared, Stage
@@ -58,7 +58,7 @@ class MaskedEdit(Condition):
         if self.reference_and_source and self.reference is None:
             raise UsageError("there is no reference", "give `reference` too", "reference_and_source")
         source = open_picture(self.image, "image")
-        draft = plan_canvas(source, self.mask, note_task(draft), self.crop, self.grow)
+        draft = plan_canvas(source, self.mask, draft.meant_for("kontext"), self.crop, self.grow)
         draft = draft.starting_at(None, self.strength, 0.0, "MaskedEdit")
         assert draft.height and draft.width
         canvas = draft.height, draft.width

@@ -43,7 +43,7 @@ class TryOn(Condition):
         draft = panels.lay_out(draft, "TryOn").widened(FILL_CHANNELS, "TryOn", "try-on")
         if not draft.request.prompt:
             draft = draft.prompted(PROMPT, "TryOn")
-        return method_lora(replace(draft, encodes=max(draft.encodes, 1)), "try-on")
+        return method_lora(replace(draft.meant_for("try-on"), encodes=max(draft.encodes, 1)), "try-on")
 
     def prepare(self, stage: Stage) -> Prepared:
         panels = Panels.of(stage.plan)

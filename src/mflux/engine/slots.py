@@ -78,6 +78,12 @@ class Draft:
     def noted(self, note: str) -> "Draft":
         return self if note in self.notes else replace(self, notes=(*self.notes, note))
 
+    def meant_for(self, task: str) -> "Draft":
+        """With a note where the model is known to be of another kind that takes the same channels."""
+        if self.row.task == task or self.request.model not in self.row.names:
+            return self
+        return self.noted(f"`{self.request.model}` was not trained for this: `{task}` is, or weights like it")
+
     def widened(self, extra: int, who: str, model: str) -> "Draft":
         """With `extra` more input channels, as `model` has them; at most one condition can add any."""
         if self.channels_by:
