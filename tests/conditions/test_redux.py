@@ -67,6 +67,10 @@ def test_a_strength_multiplies_the_picture_s_tokens_and_not_the_text(flux):
     assert (inputs.prompt_scale, inputs.pooled_scale) == (1, 1)
 
 
+def test_one_number_is_the_first_strength():
+    assert Redux("a.png", 0.5) == Redux("a.png", [0.5])
+
+
 def test_missing_strengths_are_1(flux):
     pictures = [picture(), picture(1)]
     assert np.array_equal(draw(flux, Redux(pictures, strengths=[0.5])), draw(flux, Redux(pictures, strengths=[0.5, 1])))

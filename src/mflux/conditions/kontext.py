@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mflux.engine.latents import grid_ids, pack_latents
-from mflux.engine.request import MAX_SIDE, Config, Request, check_choice, check_number
+from mflux.engine.request import MAX_SIDE, Config, Request, check_choice, check_number, short
 from mflux.engine.slots import DERIVED, PICTURE, Condition, Draft, Hooks, Inputs, Prepared, Run, Stage
 from mflux.errors import UsageError
 from mflux.images.picture import Picture, PictureSource, open_pictures, several, to_pixels
@@ -44,11 +44,16 @@ class Kontext(Condition):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", several(self.images))
-        object.__setattr__(self, "turns", tuple(self.turns))
+        if not isinstance(self.turns, str):
+            object.__setattr__(self, "turns", tuple(self.turns))
 
     def plan(self, draft: Draft) -> Draft:
         check_choice("fit", self.fit, FITS)
         pictures = open_pictures(self.images, "images")  # type: ignore[arg-type]
+        if isinstance(self.turns, str) or not all(isinstance(turn, str) and turn.strip() for turn in self.turns):
+            raise UsageError(
+                f"{short(self.turns)} is no list of instructions", "give texts, none of them empty", "turns"
+            )
         if self.turns and not pictures:
             raise UsageError("there is no picture to begin the turns with", "give a picture", "images")
         draft = self._sized(draft.meant_for("kontext") if pictures else draft, pictures)

@@ -5,7 +5,7 @@ and not the text's, several pictures stand one after another, and strength 0 lea
 diffusers' rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -37,7 +37,8 @@ class Redux(Condition):
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", several(self.images))
         if self.strengths is not None:
-            object.__setattr__(self, "strengths", tuple(self.strengths))
+            listed = self.strengths if isinstance(self.strengths, Iterable) else [self.strengths]
+            object.__setattr__(self, "strengths", tuple(listed))
 
     def plan(self, draft: Draft) -> Draft:
         check_choice("combine", self.combine, COMBINES)
