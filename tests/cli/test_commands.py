@@ -50,7 +50,21 @@ def test_no_flag_is_there_twice(command):
             "--width --steps --guidance --quantize --image-path --image-strength --mask-path --vae-tiling "
             "--max-sequence-length --noise --batch-size --metadata --no-metadata",
         ),
-        ("mflux-generate-fill", "--prompt --model --image-path --masked-image-path --mask-path --no-composite --seed"),
+        (
+            "mflux-generate-fill",
+            "--prompt --model --image-path --masked-image-path --mask-path --no-composite --seed --edit-mode "
+            "--outpaint-padding --image-outpaint-padding",
+        ),
+        ("mflux-generate-kontext", "--prompt --image-path --turns --fit --guidance"),
+        (
+            "mflux-generate-masked-edit",
+            "--image-path --mask-path --masked-image-path --reference-image --strength --padding-mask-crop --mask-grow "
+            "--feather --composite --fit",
+        ),
+        ("mflux-generate-redux", "--redux-image-paths --redux-image-strengths --redux-combine"),
+        ("mflux-generate-in-context", "--image-path --reference-image --lora-style --layout --save-full-image"),
+        ("mflux-generate-in-context-catvton", "--person-image --person-mask --garment-image --save-full-image"),
+        ("mflux-generate-in-context-edit", "--reference-image --image-path --instruction --save-full-image"),
     ],
 )
 def test_the_flags_of_the_contract_are_there(command, flags):
