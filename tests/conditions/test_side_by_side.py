@@ -217,6 +217,25 @@ def test_the_method_s_lora_is_gone_with_the_method(oracle_model, lora):
     assert np.array_equal(before, latents(draw(flux, InContextEdit(source, lora=""))))
 
 
+def test_a_method_s_lora_of_a_text_encoder_leaves_no_prompt_behind(oracle_model, tmp_path):
+    flux = Flux1(str(oracle_model("fill")))
+    encoder = flux.parts.get("text_encoder").text_model.encoder.layers[0].self_attn.q_proj
+    width, layer = encoder.weight.shape[0], "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    chance = np.random.default_rng(0)
+    tensors = {
+        f"{layer}.lora_A.weight": chance.standard_normal((4, width), np.float32),
+        f"{layer}.lora_B.weight": chance.standard_normal((width, 4), np.float32),
+    }
+    save_file(tensors, tmp_path / "words.safetensors")
+    source = picture(64, 512)
+    plain = latents(draw(flux, InContextEdit(source, lora="")))
+    assert (
+        np.abs(plain - latents(draw(flux, InContextEdit(source, lora=str(tmp_path / "words.safetensors"))))).max()
+        > 1e-5
+    )
+    assert np.array_equal(plain, latents(draw(flux, InContextEdit(source, lora=""))))
+
+
 def test_a_lora_of_scale_0_is_none(oracle_model, lora):
     source = picture(64, 512)
     plain, off = (

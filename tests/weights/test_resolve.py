@@ -150,7 +150,8 @@ def test_redux_is_its_own_parts_and_dev_s(hub, oracle_model):
     dev = cached(hub, "black-forest-labs/FLUX.1-dev", oracle_model("dev"))
     own = cached(hub, "black-forest-labs/FLUX.1-Redux-dev", oracle_model("redux"))
     source = resolve("redux")
-    assert source.row.name == "dev-redux"
+    assert source.row.name == resolve("black-forest-labs/FLUX.1-Redux-dev").row.name == "dev-redux"
+    assert resolve("black-forest-labs/FLUX.1-Redux-dev").folders == source.folders
     assert {part: source.folders[part] for part in SIDE_PARTS} == {part: own / part for part in SIDE_PARTS}
     assert all(source.folders[part] == dev / part for part in NETWORKS)
 

@@ -182,7 +182,8 @@ class Flux1:
     def _prepare(self, plan: Plan) -> tuple[tuple[Branch, ...], list[Prepared]]:
         """Encode the texts, let each condition make its arrays, and free what is not needed any more."""
         self.parts.set_precision(plan.request.config.precision)
-        self.parts.adapt(plan.loras)
+        if self.parts.adapt(plan.loras):
+            self._prompts.clear()  # they may have been encoded with another adapter
         if advice := runtime.blas_advice():
             log.warning(advice)
         branches = tuple(self._branches(plan))

@@ -57,14 +57,19 @@ class Parts:
         parts = {part: self.empty(part) for part in ADAPTABLE} if loras else {}
         return [read_lora(path, scale, parts) for path, scale in loras]
 
-    def adapt(self, loras: tuple[Path, ...]) -> None:
-        """Put a method's own LoRAs before the user's; networks that carry others are loaded again."""
-        if loras != self._own_loras:
+    def adapt(self, loras: tuple[Path, ...]) -> bool:
+        """Put a method's own LoRAs before the user's; networks that carry others are loaded again.
+
+        Returns whether anything changed.
+        """
+        changed = loras != self._own_loras
+        if changed:
             self._own_loras = loras
             self.__dict__.pop("lora_files", None)
             for part in ADAPTABLE:
                 self._networks.pop(part, None)
         self.lora_files  # noqa: B018  (read now, so that a file that does not fit is refused before weights are)
+        return changed
 
     def empty(self, part: str) -> Any:
         """A network without its weights, every tensor of its file checked."""

@@ -57,8 +57,7 @@ def resolve_networks(name: str, task: str, base_model: str | None) -> ModelSourc
     if row and row.folder:
         return built_in(row)
     if row and row.holds:
-        family = resolve_networks(row.companion, "base", None)
-        return ModelSource(name, given or row, family.folders | downloaded_parts(row))
+        return with_companion(name, row, given)
     if row:
         return in_folder(name, given or row, download(row.repo))
     place = expand(name, "model")
@@ -66,7 +65,16 @@ def resolve_networks(name: str, task: str, base_model: str | None) -> ModelSourc
         return in_folder(name, given, place, task)
     if place.is_file():
         return single_file(name, given, place, task)
-    return in_folder(name, given or by_repo(name), download(name), task)
+    row = by_repo(name)
+    if row and row.holds:
+        return with_companion(name, row, given)
+    return in_folder(name, given or row, download(name), task)
+
+
+def with_companion(name: str, row: Row, given: Row | None) -> ModelSource:
+    """A repository that holds some parts, with the others of its companion."""
+    family = resolve_networks(row.companion, "base", None)
+    return ModelSource(name, given or row, family.folders | downloaded_parts(row))
 
 
 def with_side_parts(source: ModelSource, task: str) -> ModelSource:
