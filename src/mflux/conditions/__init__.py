@@ -5,7 +5,17 @@ from typing import Any
 
 from mflux.engine.slots import ROOMS
 
-HOMES = {"Fill": "fill", "ImageToImage": "image_to_image", "Inpaint": "inpaint"}
+HOMES = {
+    "Fill": "fill",
+    "ImageToImage": "image_to_image",
+    "InContext": "in_context",
+    "InContextEdit": "ic_edit",
+    "Inpaint": "inpaint",
+    "Kontext": "kontext",
+    "MaskedEdit": "masked_edit",
+    "Redux": "redux",
+    "TryOn": "try_on",
+}
 __all__ = sorted(HOMES)
 
 

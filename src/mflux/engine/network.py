@@ -49,7 +49,8 @@ class Network:
     def modulate(self, branch: Branch, sigma: mx.array) -> ModulationTable:
         """Modulations for noise levels (B,)."""
         guidance = None if branch.guidance is None else mx.full(sigma.shape, branch.guidance)
-        pooled = mx.broadcast_to(branch.pooled, (sigma.shape[0], branch.pooled.shape[1]))
+        own = branch.pooled if self.inputs.pooled_scale == 1 else branch.pooled * self.inputs.pooled_scale
+        pooled = mx.broadcast_to(own, (sigma.shape[0], branch.pooled.shape[1]))
         return self.transformer.modulate(sigma, guidance, pooled.astype(self.dtype))
 
     def velocity(
@@ -63,7 +64,8 @@ class Network:
             tokens = mx.concatenate([tokens, self.widened(self.inputs.channels, batch)], axis=-1)
         references = [self.widened(reference, batch) for reference, _ in self.inputs.tokens]
         tokens = mx.concatenate([tokens, *references], axis=1) if references else tokens
-        text = mx.concatenate([branch.text, *self.inputs.text], axis=1) if self.inputs.text else branch.text
+        own = branch.text if self.inputs.prompt_scale == 1 else branch.text * self.inputs.prompt_scale
+        text = mx.concatenate([own, *self.inputs.text], axis=1) if self.inputs.text else own
         out = self.transformer(
             tokens, self.widened(text, batch), table, self.rope(text.shape[1]), hooks or BlockHooks()
         )

@@ -22,7 +22,21 @@ CONDITION_KEYS = {
     ("Inpaint", "image_strength"): "image_strength",
     ("ImageToImage", "image"): "image_path",
     ("ImageToImage", "image_strength"): "image_strength",
+    ("InContext", "image"): "image_path",
+    ("InContextEdit", "image"): "image_path",
+    ("Kontext", "images"): "image_path",
+    ("MaskedEdit", "image"): "image_path",
+    ("MaskedEdit", "mask"): "masked_image_path",
+    ("Redux", "images"): "redux_image_paths",
+    ("Redux", "strengths"): "redux_image_strengths",
 }
+
+
+def paths_in(value: Any) -> Any:
+    """The paths of described pictures, one alone without its list; other values as they are."""
+    if isinstance(value, list):
+        return paths_in(value[0]) if len(value) == 1 else [paths_in(each) for each in value]
+    return value.get("path") if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -56,14 +70,14 @@ class GeneratedImage:
             "image_path": None,
             "image_strength": None,
             "masked_image_path": None,
-            "prompt": request.prompt,
+            "prompt": plan.prompt,
             "negative_prompt": request.negative_prompt,
         }
         described = request.to_json()
         for condition in described["conditions"]:
             for name, value in condition.items():
                 if key := CONDITION_KEYS.get((condition["condition"], name)):
-                    flat[key] = value.get("path") if isinstance(value, dict) else value
+                    flat[key] = paths_in(value)
         return {**flat, **self.timing, "request": described}
 
     def save(
@@ -81,6 +95,12 @@ class GeneratedImage:
         if export_json_metadata:
             self.save_metadata(written.with_suffix(".json"), overwrite)
         return written
+
+    def save_artifacts(self, name: str, beside: Path, overwrite: bool = False) -> list[Path]:
+        """Write the pictures of this name that the run made besides, as `<stem>_<name>.png`; returns the paths."""
+        made = {key: value for key, value in self.artifacts.items() if key.rstrip("_0123456789") == name}
+        targets = {key: beside.with_name(f"{beside.stem}_{key}.png") for key in made}
+        return [save_picture(value, targets[key], None, overwrite, None) for key, value in made.items()]
 
     def save_metadata(self, path: Path, overwrite: bool = False) -> Path:
         """Write the metadata alone, as JSON; returns the path written."""

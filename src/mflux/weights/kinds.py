@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import mlx.nn as nn
 
 from mflux.errors import ModelError
-from mflux.models.layers import GROUP_SIZE
-from mflux.models.text_clip import ACTIVATIONS, ClipConfig, ClipTextEncoder
+from mflux.models.layers import ACTIVATIONS, GROUP_SIZE
+from mflux.models.siglip import ReduxConfig, ReduxEmbedder, SiglipConfig, SiglipEncoder
+from mflux.models.text_clip import ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig
 from mflux.models.vae import Vae, VaeConfig
@@ -53,6 +54,14 @@ KINDS = {
         {"encoder.embed_tokens.weight": "shared.weight"},
     ),
     "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
+    "image_encoder": NetworkKind(
+        SiglipConfig,
+        SiglipEncoder,
+        r"vision_model\.(head\..*|embeddings\.position_ids)",
+        {},
+        prefix="vision_model.",
+    ),
+    "image_embedder": NetworkKind(ReduxConfig, ReduxEmbedder, r"$^", {}),
 }
 
 
@@ -130,7 +139,7 @@ def check_config(path: Path, config: Any) -> None:
         if sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope):
             sizes = f"{config.axes_dims_rope} should be even and add up to `attention_head_dim`"
             problem = f"`axes_dims_rope` {sizes} {config.attention_head_dim}"
-    elif isinstance(config, ClipConfig):
+    elif isinstance(config, ClipConfig | SiglipConfig):
         if config.hidden_act not in ACTIVATIONS:
             problem = f"`hidden_act` is `{config.hidden_act[:60]}`; known: {', '.join(ACTIVATIONS)}"
         elif config.hidden_size % config.num_attention_heads:
@@ -140,7 +149,7 @@ def check_config(path: Path, config: Any) -> None:
             config.relative_attention_num_buckets // 4
         ):
             problem = "`relative_attention_num_buckets` and `relative_attention_max_distance` make no buckets"
-    elif any(n == 0 or n % config.norm_num_groups for n in config.block_out_channels):
+    elif isinstance(config, VaeConfig) and any(n == 0 or n % config.norm_num_groups for n in config.block_out_channels):
         problem = f"`norm_num_groups` {config.norm_num_groups} does not divide `block_out_channels`"
     if problem:
         raise ModelError(f"`{path}`: {problem}", CONFIG_HINT)
