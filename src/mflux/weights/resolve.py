@@ -134,7 +134,6 @@ def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> M
     """
     folders = {part: folder / part for part in PARTS} | side_folders(folder)
     missing = [part for part in NETWORKS if not folders[part].is_dir()]
-    row = row or BY_NAME.get(str(read_manifest(folder).get("base_model")))
     if missing and row and "transformer" not in missing:  # a fine-tune of the transformer alone
         family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
         folders = {part: path if path.is_dir() else family.folders[part] for part, path in folders.items()}
@@ -145,6 +144,7 @@ def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> M
             "name its family with `base_model`",
             "model",
         )
+    row = row or BY_NAME.get(str(read_manifest(folder).get("base_model")))
     if row is None:
         config = read_config("transformer", folders["transformer"])
         row = row_for(config.in_channels, config.guidance_embeds, task)
