@@ -58,6 +58,9 @@ def resolve_networks(name: str, task: str, base_model: str | None) -> ModelSourc
     given = require(base_model, "base_model") if base_model else None
     row = find(name, task)
     if row and row.folder:
+        if given and given != row:
+            problem = f"`{name}` is built in and belongs to its own family, not to `{given.name}`"
+            raise UsageError(problem, "leave it out", "base_model")
         return built_in(row)
     if row and row.holds:
         return with_companion(name, row, given)
