@@ -63,6 +63,11 @@ def test_no_flag_is_there_twice(command):
             "--image-path --mask-path --masked-image-path --reference-image --strength --padding-mask-crop --mask-grow "
             "--feather --composite --fit",
         ),
+        (
+            "mflux-generate-fluxspace",
+            "--edit-prompt --lambda-fine --lambda-coarse --mask-threshold --edit-start --edit-stop --save-edit-masks "
+            "--sweep",
+        ),
         ("mflux-generate-redux", "--redux-image-paths --redux-image-strengths --redux-combine"),
         ("mflux-generate-in-context", "--image-path --reference-image --lora-style --layout --save-full-image"),
         ("mflux-generate-in-context-catvton", "--person-image --person-mask --garment-image --save-full-image"),

@@ -96,6 +96,47 @@ def test_masked_edit_keeps_the_picture_and_tells_its_files(on, files):
     assert told["request"]["conditions"][0]["feather"] == 2
 
 
+def test_fluxspace_writes_a_picture_its_masks_and_a_strip(on):
+    flags = ("mflux-generate-fluxspace", "dev", "--prompt", "a star", *SMALL, "--edit-prompt", "red", "3", "0.5")
+    outcome = on(*flags, "blue", "--edit-prompt", "dot", "--edit-start", "0", "--save-edit-masks")
+    assert outcome.out.split() == ["image.png", "image_mask_01.png", "image_mask_02.png"]
+    told = read_metadata("image.png")["request"]["conditions"][0]
+    assert told["edits"] == [["red", 3.0, 0.5, "blue"], ["dot", None, None, ""]] and told["start"] == 0
+    strip = on(*flags, "--edit-start", "0", "--sweep", "lambda-fine=0,4", "--output", "strip.png")
+    assert strip.out == "strip.png\n" and pixels("strip.png").shape[1] == 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ((), "`--edit-prompt` is missing"),
+        (("--edit-prompt", "1", "2"), "`--edit-prompt`: `1 2` is no edit"),
+        (("--edit-prompt", "red", "--sweep", "colour=1,2"), "`--sweep`: `colour=1,2` is no sweep"),
+        (("--edit-prompt", "red", "--sweep", "lambda-fine=a"), "`--sweep`: `lambda-fine=a` is no sweep"),
+        (("--edit-prompt", "red", "--edit-start", "x"), "`--edit-start`: 'x' is not a whole number"),
+    ],
+)
+def test_fluxspace_flags_that_cannot_be_meant_are_refused(refused, flags, error):
+    assert refused(*WORDS, *flags, command="mflux-generate-fluxspace")[0] == error
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--edit-prompt", ""), "`--edit-prompt`: '' is no text to edit with"),
+        (("--edit-prompt", "red", "--lambda-coarse", "2"), "`--lambda-coarse`: 2.0 is out of range"),
+        (("--edit-prompt", "red", "--mask-threshold", "2"), "`--mask-threshold`: 2.0 is out of range"),
+        (
+            ("--edit-prompt", "red", "--edit-start", "3", "--edit-stop", "3"),
+            "`--edit-stop`: steps 3 to below 3 are none",
+        ),
+        (("--edit-prompt", "red", "--sweep", "seed=1"), "`seed` is nothing that an edit has"),
+    ],
+)
+def test_fluxspace_refuses_before_it_reads_weights(refused, blind, flags, error):
+    assert error in refused(*blind("dev"), *SMALL, *flags, command="mflux-generate-fluxspace")[0]
+
+
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
 
 

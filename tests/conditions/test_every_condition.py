@@ -12,7 +12,18 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Fill, ImageToImage, InContext, InContextEdit, Inpaint, Kontext, MaskedEdit, Redux, TryOn
+from mflux.conditions import (
+    Fill,
+    FluxSpace,
+    ImageToImage,
+    InContext,
+    InContextEdit,
+    Inpaint,
+    Kontext,
+    MaskedEdit,
+    Redux,
+    TryOn,
+)
 from mflux.engine.slots import Condition, request_from_json
 
 SIZE = {"height": 48, "width": 64}
@@ -86,6 +97,12 @@ ROWS = [
     Row("redux, added up", "redux", lambda picture, mask: [Redux([picture, mask], combine="sum")]),
     Row("masked edit", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, strength=0.7)]),
     Row("masked edit, reference", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, mask, fit="own")]),
+    Row(
+        "fluxspace + image-to-image",
+        "dev",
+        lambda picture, mask: [ImageToImage(picture, 0.4), FluxSpace(["red", "a star"], lambda_coarse=0.5, start=0)],
+        off=lambda picture, mask: [ImageToImage(picture, 0.0), FluxSpace("red", lambda_fine=0)],
+    ),
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
 ]
 OFF = [row for row in ROWS if row.off]

@@ -1,8 +1,9 @@
 """The commands, as one table."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from mflux.cli.options import LORAS, SHARED, Command, Option, Values, real, whole
+from mflux.cli.options import LORAS, SHARED, Command, Option, Values, place, real, whole
 from mflux.engine.request import QUANTIZE
 from mflux.errors import UsageError
 
@@ -22,6 +23,7 @@ def generate_conditions(values: Values) -> tuple[Any, ...]:
 
 
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
+FLUXSPACE = ("lambda_fine", "lambda_coarse", "mask_threshold", "start", "stop", "keep_norm", "mask", "mask_words")
 MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
 
 
@@ -91,6 +93,31 @@ def in_context_edit_conditions(values: Values) -> tuple[Any, ...]:
     from mflux import conditions
 
     return (conditions.InContextEdit(**given(values, "image", "instruction", "lora")),)
+
+
+def fluxspace_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "say what to bring in, best in one word: `--edit-prompt striped`", edits="--edit-prompt")
+    from mflux import conditions
+
+    edits = [edit_of(words) for words in values["edits"]]
+    return (conditions.FluxSpace(edits, **given(values, *FLUXSPACE)),)
+
+
+def edit_of(words: Sequence[str]) -> tuple[Any, ...]:
+    """A text, one or two numbers and another text, as the fields of an Edit."""
+    numbers = [number for number in map(as_number, words) if number is not None]
+    texts = [word for word in words if as_number(word) is None]
+    if len(texts) not in (1, 2) or len(numbers) > 2:
+        hint = "give a text, and perhaps its fine and coarse scale and a text to take away: `glasses 5 0.5 older`"
+        raise UsageError(f"`{' '.join(words)[:60]}` is no edit", hint, "edits")
+    return (texts[0], *numbers, *[None] * (2 - len(numbers)), *texts[1:])
+
+
+def as_number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
 
 
 def needed(values: Values, hint: str, **flags: str) -> None:
@@ -286,6 +313,57 @@ COMMANDS = (
         in_context_edit_conditions,
         default_model="ic-edit",
         needs_prompt=False,
+    ),
+    Command(
+        "mflux-generate-fluxspace",
+        "Edit while drawing: bring an attribute into the picture of a seed, and keep the rest.",
+        "base",
+        (
+            *SHARED,
+            Option(
+                "--edit-prompt",
+                "FluxSpace.edits",
+                "what to bring in, best in one word; behind it perhaps its own fine and coarse scale, and a text whose "
+                "part is taken away; may be given several times",
+                {"nargs": "+", "action": "append"},
+            ),
+            Option(
+                "--lambda-fine", "FluxSpace.lambda_fine", "strength of the edit, 2 to 10 (default 5)", {"type": real}
+            ),
+            Option(
+                "--lambda-coarse",
+                "FluxSpace.lambda_coarse",
+                "strength of the change to the whole look, -1 to 1 (default 0)",
+                {"type": real},
+            ),
+            Option(
+                "--mask-threshold",
+                "FluxSpace.mask_threshold",
+                "edit only where the picture looks at the word this much, 0 (everywhere) to 1 (default 0.5)",
+                {"type": real},
+            ),
+            Option("--mask", "FluxSpace.mask", "hard (default) or soft"),
+            Option("--mask-words", "FluxSpace.mask_words", "look at the first token (default) or at all its words"),
+            Option(
+                "--edit-start", "FluxSpace.start", "first step that edits, or a share of the steps", {"type": place}
+            ),
+            Option("--edit-stop", "FluxSpace.stop", "the step that edits no more, or a share", {"type": place}),
+            Option(
+                "--no-keep-norm",
+                "FluxSpace.keep_norm",
+                "let edited attention grow longer (then 0 to 1.4 is enough)",
+                {"action": "store_false"},
+            ),
+            Option(
+                "--save-edit-masks",
+                "Run.side_files",
+                "also write where each edit worked, as <name>_mask_01.png, ...",
+                {"action": "append_const", "const": "mask"},
+            ),
+            Option("--sweep", "Run.sweep", "draw with several values side by side, for example lambda-fine=0,2,4,6,8"),
+        ),
+        fluxspace_conditions,
+        default_model="dev",
     ),
     Command(
         "mflux-save",

@@ -48,6 +48,7 @@ class Run:
     lora_name: str | None = None
     lora_repo_id: str | None = None
     side_files: Sequence[str] = ()  # artifacts that are written too
+    sweep: str | None = None
 
 
 def named() -> int:
@@ -99,6 +100,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     seeds = choose_seeds(run)
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
+    sweep = read_sweep(run, command)
     targets = output_names(run.output, seeds, len(turns))
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = command.conditions(values)
@@ -122,8 +124,10 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         check_output_size(path, plan.height, plan.width)
     for note in plan.notes:
         log.warning(note)
-    with Bar(len(targets), plan.steps) as bar:
-        if turns:
+    with Bar(len(targets) * len(sweep[1] or [0]), plan.start_steps + plan.steps) as bar:
+        if sweep[0]:
+            pictures = conditions[0].draw_sweep(flux, plan, *sweep, on_step=bar.step)
+        elif turns:
             pictures = turn_by_turn(flux, plan, turns, bar.step, config, rest)
         elif run.prompt_file is not None:
             pictures = prompt_by_prompt(flux, plan, run, bar.step, config, rest)
@@ -241,6 +245,21 @@ def read_turns(run: Run) -> tuple[str, ...]:
         raise UsageError("the file holds the prompts", "give `--turns` alone, or one prompt without it", "turns")
     text = read_prompt_file(expand(run.turns, "turns"), "turns")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def read_sweep(run: Run, command: Command) -> tuple[str, list[float]]:
+    """The field that a strip of pictures varies, and its values; none without `--sweep`."""
+    if run.sweep is None:
+        return "", []
+    flag, _, listed = run.sweep.partition("=")
+    named = [
+        option for option in command.options if option.flag == f"--{flag.lstrip('-')}" and option.parse.get("type")
+    ]
+    try:
+        return named[0].name, [float(each) for each in listed.split(",")]
+    except (ValueError, IndexError):
+        hint = "name a flag of this command that takes a number, and its values: `lambda-fine=0,2,4,6,8`"
+        raise UsageError(f"`{run.sweep[:60]}` is no sweep", hint, "sweep") from None
 
 
 def prompt_text(raw: bytes, name: str, field: str) -> str:

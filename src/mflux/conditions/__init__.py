@@ -7,6 +7,7 @@ from mflux.engine.slots import ROOMS
 
 HOMES = {
     "Fill": "fill",
+    "FluxSpace": "fluxspace",
     "ImageToImage": "image_to_image",
     "InContext": "in_context",
     "InContextEdit": "ic_edit",

@@ -1,6 +1,6 @@
 """The transformer of one run: tokens and positions put together, branches, guidance."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -8,17 +8,8 @@ from mlx.utils import tree_map
 
 from mflux.engine.denoise import At
 from mflux.engine.latents import grid_ids
-from mflux.engine.slots import Hooks, Inputs, Plan
-from mflux.models.transformer import BlockHooks, FluxTransformer, ModulationTable, rope_table
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One text that the network is asked about: states (1, T, width), pooled (1, P), distilled guidance or None."""
-
-    text: mx.array
-    pooled: mx.array
-    guidance: float | None
+from mflux.engine.slots import Branch, Hooks, Inputs, Plan
+from mflux.models.transformer import BlockHooks, FluxTransformer, ModulationTable, StreamModulation, rope_table
 
 
 class Network:
@@ -48,17 +39,37 @@ class Network:
 
     def modulate(self, branch: Branch, sigma: mx.array) -> ModulationTable:
         """Modulations for noise levels (B,)."""
+        return self.transformer.modulate(sigma, *self._asked(branch, sigma))
+
+    def modulate_text(self, branch: Branch, sigmas: Sequence[float]) -> dict[float, list[StreamModulation]]:
+        """The text's modulations in the joint blocks alone, evaluated, for each noise level."""
+        levels = mx.array(sigmas)
+        blocks = self.transformer.modulate_text(levels, *self._asked(branch, levels))
+        mx.eval(blocks)
+        return {sigma: tree_map(lambda rows, i=index: rows[i : i + 1], blocks) for index, sigma in enumerate(sigmas)}
+
+    def _asked(self, branch: Branch, sigma: mx.array) -> tuple[mx.array | None, mx.array]:
+        """Guidance (B,) and pooled text (B, P) of a branch, for noise levels (B,)."""
         guidance = None if branch.guidance is None else mx.full(sigma.shape, branch.guidance)
         own = branch.pooled if self.inputs.pooled_scale == 1 else branch.pooled * self.inputs.pooled_scale
         pooled = mx.broadcast_to(own, (sigma.shape[0], branch.pooled.shape[1]))
-        return self.transformer.modulate(sigma, guidance, pooled.astype(self.dtype))
+        return guidance, pooled.astype(self.dtype)
 
     def velocity(
-        self, branch: Branch, latents: mx.array, sigma: mx.array | float, hooks: BlockHooks | None = None
+        self,
+        branch: Branch,
+        latents: mx.array,
+        sigma: mx.array | float,
+        hooks: BlockHooks | None = None,
+        text_modulation: list[StreamModulation] | None = None,
     ) -> mx.array:
-        """d latents / d sigma, float32.  latents: (B, S, 64); sigma: a tabulated level, or levels (B,)."""
+        """d latents / d sigma, float32.  latents: (B, S, 64); sigma: a tabulated level, or levels (B,).
+
+        text_modulation: in place of the text's own, in the joint blocks.
+        """
         batch, count = latents.shape[:2]
         table = self._tables[id(branch), sigma] if isinstance(sigma, float) else self.modulate(branch, sigma)
+        table = table if text_modulation is None else table._replace(text=text_modulation)
         tokens = latents.astype(self.dtype)
         if self.inputs.channels is not None:
             tokens = mx.concatenate([tokens, self.widened(self.inputs.channels, batch)], axis=-1)
@@ -81,16 +92,25 @@ class GuidedVelocity:
 
     def __init__(self, network: Network, branches: tuple[Branch, ...], plan: Plan, hooks: Hooks):
         self.network, self.branches, self.hooks, self.true_cfg = network, branches, hooks, plan.true_cfg
-        self.block_hooks = BlockHooks(hooks.edit_attention, hooks.watch_attention, hooks.residuals, plan.tokens)
+        self.target_tokens = plan.tokens
         for branch in branches:
             network.tabulate(branch, plan.sigmas[plan.first : -1])
 
     def __call__(self, latents: mx.array, at: At) -> mx.array:
         positive, *negative = self.branches
-        velocity = self.network.velocity(positive, latents, at.sigma, self.block_hooks)
+        velocity = self.pass_of(positive, latents, at)
         if negative:
-            away = self.network.velocity(negative[0], latents, at.sigma, self.block_hooks)
+            away = self.pass_of(negative[0], latents, at)
             velocity = away + self.true_cfg * (velocity - away)
         for steer in self.hooks.steer:
             velocity = steer(velocity, latents, at)
         return velocity
+
+    def pass_of(self, branch: Branch, latents: mx.array, at: At) -> mx.array:
+        """One pass of the network, with what the conditions do in this one."""
+        hooks = self.hooks
+        edit = hooks.edit_attention(at, branch) if hooks.edit_attention else None
+        watches = [watch for hook in hooks.watch_attention if (watch := hook(at, branch))]
+        modulation = hooks.text_modulation(at, branch) if hooks.text_modulation else None
+        inside = BlockHooks(edit, watches, hooks.residuals, self.target_tokens)
+        return self.network.velocity(branch, latents, at.sigma, inside, modulation)

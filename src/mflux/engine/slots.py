@@ -9,7 +9,7 @@ bind     Run -> Hooks         made by `prepare`, called anew for each run: funct
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mflux.engine.schedule import image_strength_start, strength_start
 from mflux.errors import UsageError
 from mflux.images.picture import describe, described
 from mflux.images.sizes import floor_to_cell
-from mflux.models.transformer import JointView, Residuals, TransformerConfig
+from mflux.models.transformer import EditAttention, JointView, Residuals, StreamModulation, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS, Row
 
 # Names of conditions and how to find their classes: conditions import the engine, so the engine asks by name only.
@@ -54,6 +54,8 @@ class Draft:
     channels_by: str = ""  # the condition that adds channels
     channels_model: str = "dev"  # an alias whose network takes so many
     start_by: str = ""  # the condition that makes the first latents
+    start_steps: int = 0  # network calls that this takes
+    edit_by: str = ""  # the condition that replaces the attention's output
     encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
     references_by: str = ""  # the condition that has reference pictures
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
@@ -120,8 +122,8 @@ class Draft:
         check_number("image_strength", wish, 0, 1, below=True)
         return self.starting(image_strength_start(self.steps, wish), who)
 
-    def starting(self, first: int, who: str) -> "Draft":
-        """With start latents made by `who`, from step `first` on; at most one condition can make them."""
+    def starting(self, first: int, who: str, calls: int = 0) -> "Draft":
+        """With start latents made by `who` in so many network calls, from step `first` on; at most one can make them."""
         if self.start_by:
             raise UsageError(f"{who} and {self.start_by} both make the first latents", "use one of them")
         if first >= self.steps:
@@ -130,7 +132,13 @@ class Draft:
                 "use more steps, or a strength that changes the picture more",
                 "num_inference_steps",
             )
-        return replace(self, first=first, start_by=who)
+        return replace(self, first=first, start_by=who, start_steps=calls)
+
+    def editing(self, who: str) -> "Draft":
+        """With an attention output replaced by `who`; at most one condition can do that."""
+        if self.edit_by:
+            raise UsageError(f"{who} and {self.edit_by} both edit inside the attention", "give all edits to one")
+        return replace(self, edit_by=who)
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,7 @@ class Plan:
     own_size: bool
     sigmas: tuple[float, ...]
     first: int
+    start_steps: int
     guidance: float | None
     true_cfg: float
     text_tokens: int
@@ -179,18 +188,41 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class EncodedText:
+    """A text as the network reads it.  count: how many of its T5 tokens are the text's own, without its end token."""
+
+    states: mx.array  # (1, T, width)
+    pooled: mx.array  # (1, P)
+    count: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One text that the network is asked about: states (1, T, width), pooled (1, P), distilled guidance or None."""
+
+    text: mx.array
+    pooled: mx.array
+    guidance: float | None
+
+
+@dataclass(frozen=True)
 class Hooks:
-    """What a condition does during one run.  `merge` puts those of several conditions together."""
+    """What a condition does during one run.  `merge` puts those of several conditions together.
+
+    The three about attention are asked before each pass (step and branch) and answer with what works inside its blocks,
+    or None for the plain pass: what a pass carries from block to block lives in the answer.
+    """
 
     start: Iterator[Step] | None = None  # its last step is the run's first latents
     tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # like those of Inputs, but of this run: (B, R, 64)
-    edit_attention: Callable[[JointView, mx.array], mx.array] | None = None
-    watch_attention: Sequence[Callable[[JointView], None]] = ()
+    text_modulation: Callable[[At, Branch], list[StreamModulation] | None] | None = None  # of the joint blocks
+    edit_attention: Callable[[At, Branch], EditAttention | None] | None = None
+    watch_attention: Sequence[Callable[[At, Branch], Callable[[JointView], None] | None]] = ()
     residuals: Sequence[Residuals] = ()
     steer: Sequence[Callable[[mx.array, mx.array, At], mx.array]] = ()  # (velocity, x, at) -> velocity
     after_step: Sequence[Callable[[mx.array, At], mx.array]] = ()  # (x, at) -> x at noise level at.sigma_next
     keep: Sequence[Callable[[], Sequence[mx.array]]] = ()  # arrays to evaluate with each step
-    artifacts: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Sequence[Callable[[int], Mapping[str, Any]]] = ()  # of one picture of the run, by its place in it
 
 
 @dataclass(frozen=True)
@@ -200,6 +232,7 @@ class Stage:
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
     network: Callable[[Any], Any]  # a loaded network: a part of the model by its name
+    text: Callable[[str], EncodedText]  # one of the plan's texts
 
 
 @dataclass(frozen=True)
@@ -209,6 +242,9 @@ class Run:
     plan: Plan
     noise: mx.array  # (B, S, 64)
     latents_of: Callable[[Request], mx.array]  # what another request ends in, (B, S, 64), drawn from the same noise
+    seeds: tuple[int, ...] = ()
+    branches: tuple[Branch, ...] = ()
+    network: Callable[[], Any] = lambda: None  # the run's Network; it is loaded by the first call
 
 
 def no_hooks(run: Run) -> Hooks:
@@ -285,19 +321,17 @@ def request_from_json(value: Mapping[str, Any]) -> Request:
 
 def merge(all_hooks: Sequence[Hooks]) -> Hooks:
     """The hooks of one run, in the order of the conditions.  The plan has refused clashes already."""
-    edits = [hooks.edit_attention for hooks in all_hooks if hooks.edit_attention]
-    if len(edits) > 1:
-        raise UsageError("two conditions both replace the attention's output", "use one of them")
     return Hooks(
         start=next((hooks.start for hooks in all_hooks if hooks.start), None),
         tokens=[each for hooks in all_hooks for each in hooks.tokens],
-        edit_attention=edits[0] if edits else None,
+        text_modulation=next((hooks.text_modulation for hooks in all_hooks if hooks.text_modulation), None),
+        edit_attention=next((hooks.edit_attention for hooks in all_hooks if hooks.edit_attention), None),
         watch_attention=[each for hooks in all_hooks for each in hooks.watch_attention],
         residuals=[each for hooks in all_hooks for each in hooks.residuals],
         steer=[each for hooks in all_hooks for each in hooks.steer],
         after_step=[each for hooks in all_hooks for each in hooks.after_step],
         keep=[each for hooks in all_hooks for each in hooks.keep],
-        artifacts={name: value for hooks in all_hooks for name, value in hooks.artifacts.items()},
+        artifacts=[each for hooks in all_hooks for each in hooks.artifacts],
     )
 
 

@@ -87,13 +87,14 @@ class JointView:
 
 
 Residuals = Callable[[str, int, mx.array], mx.array | None]
+EditAttention = Callable[[JointView, mx.array], mx.array]  # the image's attention output (B, S, D) -> another
 
 
 @dataclass(frozen=True)
 class BlockHooks:
     """Where a method can look into the blocks, or add to them.  Empty: the plain network."""
 
-    edit_attention: Callable[[JointView, mx.array], mx.array] | None = None  # replaces the image's attention output
+    edit_attention: EditAttention | None = None
     watch_attention: Sequence[Callable[[JointView], None]] = ()
     residuals: Sequence[Residuals] = ()  # (`joint` or `single`, index, image) -> what is added after that block
     target_tokens: int = field(default=0)
@@ -285,6 +286,36 @@ class JointBlock(nn.Module):
         return image, text
 
 
+class SideText(NamedTuple):
+    """What a text beside the prompt's found in one joint block: it reads the image, and nothing there reads it."""
+
+    after: mx.array  # (B, T, D): the text after the block
+    qkv: QKV
+    attended: mx.array  # (B, T, D), before the output projection
+    image_attended: mx.array | None  # (B, target tokens, D): what the image would have read from it
+
+
+def beside(view: JointView, text: mx.array, modulation: StreamModulation, image_reads: bool) -> SideText:
+    """Take a side text (B, T, D) through a joint block; the image's queries, keys and values are the block's own.
+
+    image_reads: also compute what the drawn tokens would attend to if this text stood in the prompt's place.  Positions
+    of text are zeros, so only the image's are rotated.
+    """
+    block, image, count = view.block, view.image, text.shape[1]
+    qkv = block.attn.text_qkv(layer_norm(text, modulation.attention.scale, modulation.attention.shift))
+    rope = view.rope[:, :, -image.keys.shape[2] :]
+    queries, keys = qkv.queries, mx.concatenate([qkv.keys, rotate(image.keys, rope)], axis=2)
+    if image_reads:
+        drawn = slice(view.target_tokens)
+        queries = mx.concatenate([queries, rotate(image.queries[:, :, drawn], rope[:, :, drawn])], axis=2)
+    values = mx.concatenate([qkv.values, image.values], axis=2)
+    out = merge_heads(attention(queries, keys, values, scale=queries.shape[-1] ** -0.5))
+    attended, image_attended = mx.split(out, [count], axis=1)
+    text = text + modulation.attention.gate * block.attn.to_add_out(attended)
+    after = feed_forward(text, block.ff_context, modulation.feed_forward)
+    return SideText(after, qkv, attended, image_attended if image_reads else None)
+
+
 def feed_forward(x: mx.array, network: FeedForward, modulation: Modulation) -> mx.array:
     return x + modulation.gate * network(layer_norm(x, modulation.scale, modulation.shift))
 
@@ -352,6 +383,11 @@ class FluxTransformer(nn.Module):
             single=[Modulation(*block.norm(activated)) for block in self.single_transformer_blocks],
             head=(head[0], head[1]),
         )
+
+    def modulate_text(self, sigma: mx.array, guidance: mx.array | None, pooled: mx.array) -> list[StreamModulation]:
+        """The text's part of `modulate`, a joint block each."""
+        activated = silu(self.time_text_embed(sigma, guidance, pooled))
+        return [stream_modulation(block.norm1_context, activated) for block in self.transformer_blocks]
 
     def __call__(
         self, tokens: mx.array, text: mx.array, table: ModulationTable, rope: mx.array, hooks: BlockHooks = NO_HOOKS
