@@ -68,6 +68,16 @@ def test_no_flag_is_there_twice(command):
             "--edit-prompt --lambda-fine --lambda-coarse --mask-threshold --edit-start --edit-stop --save-edit-masks "
             "--sweep",
         ),
+        (
+            "mflux-generate-rf-inversion",
+            "--image-path --gamma --eta --eta-start --eta-stop --eta-schedule --start --sde",
+        ),
+        ("mflux-generate-fluxspace", "--image-path --gamma --eta"),
+        (
+            "mflux-concept",
+            "--concepts --background-concepts --concept --heatmap-layer-indices --heatmap-timesteps --space",
+        ),
+        ("mflux-concept-from-image", "--concepts --concept --heatmap-layer-indices --space --input-image-path"),
         ("mflux-generate-redux", "--redux-image-paths --redux-image-strengths --redux-combine"),
         ("mflux-generate-in-context", "--image-path --reference-image --lora-style --layout --save-full-image"),
         ("mflux-generate-in-context-catvton", "--person-image --person-mask --garment-image --save-full-image"),

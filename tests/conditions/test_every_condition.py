@@ -13,6 +13,7 @@ from PIL import Image
 
 from mflux import Config, Flux1, UsageError
 from mflux.conditions import (
+    Concepts,
     Fill,
     FluxSpace,
     ImageToImage,
@@ -22,6 +23,7 @@ from mflux.conditions import (
     Kontext,
     MaskedEdit,
     Redux,
+    RFInversion,
     TryOn,
 )
 from mflux.engine.slots import Condition, request_from_json
@@ -103,6 +105,19 @@ ROWS = [
         lambda picture, mask: [ImageToImage(picture, 0.4), FluxSpace(["red", "a star"], lambda_coarse=0.5, start=0)],
         off=lambda picture, mask: [ImageToImage(picture, 0.0), FluxSpace("red", lambda_fine=0)],
     ),
+    Row("rf-inversion", "dev", lambda picture, mask: [RFInversion(picture)]),
+    Row(
+        "rf-inversion + fluxspace",
+        "dev",
+        lambda picture, mask: [RFInversion(picture, eta=0.7, sde=True, start=1), FluxSpace("red", start=1)],
+    ),
+    Row(
+        "concepts + image-to-image",
+        "dev",
+        lambda picture, mask: [ImageToImage(picture, 0.4), Concepts(["red", "star"])],
+        off=lambda picture, mask: [ImageToImage(picture, 0.0), Concepts(["red", "star"])],
+    ),
+    Row("concepts of a picture", "dev", lambda picture, mask: [Concepts(["red", "star"], image=picture)]),
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
 ]
 OFF = [row for row in ROWS if row.off]

@@ -24,6 +24,7 @@ def generate_conditions(values: Values) -> tuple[Any, ...]:
 
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
 FLUXSPACE = ("lambda_fine", "lambda_coarse", "mask_threshold", "start", "stop", "keep_norm", "mask", "mask_words")
+RF_INVERSION = ("image", "gamma", "eta", "eta_start", "eta_stop", "eta_schedule", "eta_power")
 MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
 
 
@@ -95,12 +96,40 @@ def in_context_edit_conditions(values: Values) -> tuple[Any, ...]:
     return (conditions.InContextEdit(**given(values, "image", "instruction", "lora")),)
 
 
+def rf_inversion_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture to edit", image="--image-path")
+    from mflux import conditions
+
+    return (conditions.RFInversion(**given(values, *RF_INVERSION, "start", "sde")),)
+
+
+def concept_conditions(values: Values) -> tuple[Any, ...]:
+    if "concept" in values and "names" in values:
+        raise UsageError("both name concepts", "give all of them to `--concepts`", "concept")
+    names = [values["concept"]] if "concept" in values else values.get("names", ())
+    if not names:
+        raise UsageError("`--concepts` is missing", "say what to look for: `--concepts circle star`")
+    from mflux import conditions
+
+    fields = {"background": ["background"]} | given(values, "background", "layers", "steps", "space", "noise_level")
+    return (conditions.Concepts(names, **fields, **given(values, "image")),)
+
+
+def concept_from_image_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture to look into", image="--input-image-path")
+    return concept_conditions(values)
+
+
 def fluxspace_conditions(values: Values) -> tuple[Any, ...]:
     needed(values, "say what to bring in, best in one word: `--edit-prompt striped`", edits="--edit-prompt")
     from mflux import conditions
 
     edits = [edit_of(words) for words in values["edits"]]
-    return (conditions.FluxSpace(edits, **given(values, *FLUXSPACE)),)
+    inversion = given(values, *RF_INVERSION)
+    if inversion:
+        needed(values, "give the picture to edit, or leave out what belongs to its inversion", image="--image-path")
+    edit = conditions.FluxSpace(edits, **given(values, *FLUXSPACE))
+    return (edit, conditions.RFInversion(**inversion)) if inversion else (edit,)
 
 
 def edit_of(words: Sequence[str]) -> tuple[Any, ...]:
@@ -118,6 +147,47 @@ def as_number(word: str) -> float | None:
         return float(word)
     except ValueError:
         return None
+
+
+INVERSION = (
+    Option("--image-path", "RFInversion.image", "the picture to edit"),
+    Option(
+        "--gamma",
+        "RFInversion.gamma",
+        "how far the inversion is pulled to the seed's noise, 0 to 1 (default 0.5); more is easier to edit",
+        {"type": real},
+    ),
+    Option(
+        "--eta",
+        "RFInversion.eta",
+        "how far the drawing is pulled to the picture, 0 to 1 (default 0.9)",
+        {"type": real},
+    ),
+    Option("--eta-start", "RFInversion.eta_start", "first step that pulls, or a share of the steps", {"type": place}),
+    Option(
+        "--eta-stop", "RFInversion.eta_stop", "the step that pulls no more, or a share (default 0.214)", {"type": place}
+    ),
+    Option("--eta-schedule", "RFInversion.eta_schedule", "constant (default), decay, rise or fall"),
+    Option("--eta-power", "RFInversion.eta_power", "of decay: 0 (constant) to 10 (default 1)", {"type": real}),
+)
+CONCEPTS = (
+    Option("--concepts", "Concepts.names", "what to look for", {"nargs": "+"}),
+    Option("--concept", "Run.concept", "the same, for a single one"),
+    Option(
+        "--background-concepts",
+        "Concepts.background",
+        "what else there is to compare with (default: background)",
+        {"nargs": "*"},
+    ),
+    Option(
+        "--heatmap-layer-indices",
+        "Concepts.layers",
+        "joint blocks to read (default: the last fifth)",
+        {"type": whole, "nargs": "+"},
+    ),
+    Option("--space", "Concepts.space", "compare attention outputs (output, default) or queries with keys (cross)"),
+)
+MAPS = ("heatmap", "overlay", "segmentation", "maps")
 
 
 def needed(values: Values, hint: str, **flags: str) -> None:
@@ -320,6 +390,7 @@ COMMANDS = (
         "base",
         (
             *SHARED,
+            *INVERSION,
             Option(
                 "--edit-prompt",
                 "FluxSpace.edits",
@@ -364,6 +435,54 @@ COMMANDS = (
         ),
         fluxspace_conditions,
         default_model="dev",
+    ),
+    Command(
+        "mflux-generate-rf-inversion",
+        "Edit a picture: invert it to noise, and draw that again with another prompt, held near the picture.",
+        "base",
+        (
+            *SHARED,
+            *INVERSION,
+            Option("--start", "RFInversion.start", "leave out this many of the noisiest steps", {"type": whole}),
+            Option("--sde", "RFInversion.sde", "the stochastic form", {"action": "store_true"}),
+        ),
+        rf_inversion_conditions,
+        default_model="dev",
+    ),
+    Command(
+        "mflux-concept",
+        "Draw a picture, and maps of where each concept is in it.",
+        "base",
+        (
+            *SHARED,
+            *CONCEPTS,
+            Option(
+                "--heatmap-timesteps", "Concepts.steps", "steps to read (default: all)", {"type": whole, "nargs": "+"}
+            ),
+        ),
+        concept_conditions,
+        default_model="dev",
+        side_files=MAPS,
+    ),
+    Command(
+        "mflux-concept-from-image",
+        "Maps of where each concept is in a picture that exists.",
+        "base",
+        (
+            *SHARED,
+            *CONCEPTS,
+            Option("--input-image-path", "Concepts.image", "the picture"),
+            Option(
+                "--noise-level",
+                "Concepts.noise_level",
+                "noise to look through, above 0 to 1 (default 0.5)",
+                {"type": real},
+            ),
+        ),
+        concept_from_image_conditions,
+        default_model="dev",
+        needs_prompt=False,
+        side_files=MAPS,
     ),
     Command(
         "mflux-save",

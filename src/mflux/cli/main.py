@@ -49,6 +49,7 @@ class Run:
     lora_repo_id: str | None = None
     side_files: Sequence[str] = ()  # artifacts that are written too
     sweep: str | None = None
+    concept: str | None = None
 
 
 def named() -> int:
@@ -136,7 +137,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         for picture, target in zip(pictures, targets, strict=True):
             written = picture.save(target, embed_metadata=not run.no_metadata)
             bar.say(str(written))
-            for name in run.side_files:
+            for name in (*command.side_files, *run.side_files):
                 for side_file in picture.save_artifacts(name, written):
                     bar.say(str(side_file))
             if run.metadata:

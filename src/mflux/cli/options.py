@@ -73,6 +73,7 @@ class Command:
     default_model: str = ""
     run: str = ""
     needs_prompt: bool = True
+    side_files: tuple[str, ...] = ()  # artifacts that are always written
 
 
 PROMPTS = (

@@ -6,6 +6,7 @@ from typing import Any
 from mflux.engine.slots import ROOMS
 
 HOMES = {
+    "Concepts": "concepts",
     "Fill": "fill",
     "FluxSpace": "fluxspace",
     "ImageToImage": "image_to_image",
@@ -14,6 +15,7 @@ HOMES = {
     "Inpaint": "inpaint",
     "Kontext": "kontext",
     "MaskedEdit": "masked_edit",
+    "RFInversion": "rf_inversion",
     "Redux": "redux",
     "TryOn": "try_on",
 }

@@ -1,8 +1,9 @@
 """FluxSpace: bring an attribute into a picture by what its word adds to the joint blocks' attention.
 
-Source: arXiv 2412.09611 and its published code.  One pass carries the edits' texts and the empty text beside the prompt;
-the image's queries, keys and values are computed once.  Unlike the published code: masks are normalised for each
-picture, an even one selects everything instead of dividing by zero, and several edits, or one minus another, go together.
+Source: arXiv 2412.09611 and its published code.  One pass carries the edits' texts and the empty text beside the
+prompt; the image's queries, keys and values are computed once.  Unlike the published code: masks are normalised for
+each picture, an even one selects everything instead of dividing by zero, and several edits, or one minus another, go
+together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from mflux.conditions.window import Place, check_window, steps_in
 from mflux.engine.denoise import At
 from mflux.engine.network import Network
 from mflux.engine.request import CELL, check_choice, check_number, short
-from mflux.engine.slots import Branch, Condition, Draft, EncodedText, Hooks, Plan, Prepared, Run, Stage
+from mflux.engine.slots import Branch, Condition, Draft, EncodedText, Hooks, Plan, Prepared, Run, Stage, no_hooks
 from mflux.errors import UsageError
 from mflux.models.layers import attention
 from mflux.models.transformer import QKV, EditAttention, JointView, StreamModulation, beside
@@ -64,8 +65,12 @@ class FluxSpace(Condition):
 
     def __post_init__(self) -> None:
         listed = [self.edits] if isinstance(self.edits, str | Edit) else self.edits
-        edits = tuple(Edit(each) if isinstance(each, str) else Edit(*each) for each in listed)
+        edits = tuple(Edit(*each) if isinstance(each, tuple | list) else Edit(each) for each in listed)
         object.__setattr__(self, "edits", edits)
+
+    @property
+    def own(self) -> list[Edit]:
+        return [each for each in self.edits if isinstance(each, Edit)]
 
     @property
     def scaled(self) -> list[Edit]:
@@ -75,8 +80,7 @@ class FluxSpace(Condition):
                 fine=self.lambda_fine if each.fine is None else each.fine,
                 coarse=self.lambda_coarse if each.coarse is None else each.coarse,
             )
-            for each in self.edits
-            if isinstance(each, Edit)
+            for each in self.own
         ]
 
     def plan(self, draft: Draft) -> Draft:
@@ -95,7 +99,7 @@ class FluxSpace(Condition):
         if not draft.transformer.guidance_embeds:
             draft = draft.noted("FluxSpace was made for models with guidance; this one has none")
         pairs = [text for each in self.scaled for text in (each.prompt, each.minus) if text]
-        return replace(draft, texts=(*draft.texts, "", *pairs))
+        return draft.encoding("", *pairs)
 
     def draw_sweep(self, flux: Any, plan: Plan, name: str, values: Sequence[float], on_step: Any) -> Iterator[Any]:
         """For each seed of a plan one strip of pictures, `name` taking these values; the last one's metadata.
@@ -107,7 +111,7 @@ class FluxSpace(Condition):
         scale = {"lambda_fine": "fine", "lambda_coarse": "coarse"}.get(name)
         plans = []
         for value in values:
-            edits = [Edit(*each)._replace(**{scale: None}) for each in self.edits] if scale else self.edits
+            edits = [each._replace(**{scale: None}) for each in self.own] if scale else self.own
             swept = replace(self, edits=edits, **{name: value})
             others = tuple(swept if each is self else each for each in plan.request.conditions)
             plans.append(flux.planned(replace(plan.request, conditions=others)))
@@ -145,10 +149,10 @@ class FluxSpace(Condition):
                 text_modulation=text_modulation if coarse else None,
                 edit_attention=edit_attention if edits else None,
                 keep=[lambda: seen.sums],
-                artifacts=[lambda index: seen.pictures(index, run.plan.height, run.plan.width)],
+                artifacts=[lambda index, pixels: seen.pictures(index, *pixels.shape[:2])],
             )
 
-        return Prepared(bind=bind if edits or coarse else Prepared().bind)
+        return Prepared(bind=bind if edits or coarse else no_hooks)
 
     def edited(
         self, network: Network, null: EncodedText, edits: Sequence["FineEdit"], seen: "MaskMean | None"
@@ -183,7 +187,7 @@ class FluxSpace(Condition):
         return edit
 
     def mask_of(self, queries: mx.array, text: QKV, count: int) -> mx.array:
-        """Where the edit works, (B, S) from 0 to 1.  queries: the image's (B, heads, S, d); count: the edit's tokens."""
+        """Where the edit works, (B, S) from 0 to 1.  queries: the image's (B, heads, S, d); count: its words."""
         if self.mask_threshold <= 0 and self.mask == "hard":
             return mx.ones((queries.shape[0], queries.shape[2]))
         return self.selected(attention_to(queries, text.keys, self.mask_words, count))
@@ -247,7 +251,7 @@ def direction(out: mx.array, null_out: mx.array) -> mx.array:
 
 
 def moved(base: mx.array, change: mx.array, keep_norm: bool) -> mx.array:
-    """base + change (B, S, D), in base's dtype; keep_norm: each token as long as before (in the code, not the paper)."""
+    """base + change (B, S, D), in base's dtype; keep_norm: each token as long as before (code, not paper)."""
     wide = base.astype(mx.float32)
     out = wide + change
     if keep_norm:

@@ -176,7 +176,7 @@ class Flux1:
             for index, one in enumerate(group):
                 made = {"latents": drawn.latents[index]}
                 for artifacts in hooks.artifacts:
-                    made |= artifacts(index)
+                    made |= artifacts(index, drawn.pixels[index])
                 yield self._picture(plan, one, drawn.pixels[index], made, prepared, seconds)
             started = time.perf_counter()
 

@@ -90,7 +90,7 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         height=draft.height,
         width=draft.width,
         own_size=draft.own_size,
-        sigmas=parts.schedule.sigmas(draft.steps, tokens, config.sigmas),
+        sigmas=draft.levels or parts.schedule.sigmas(draft.steps, tokens, config.sigmas),
         first=draft.first,
         start_steps=draft.start_steps,
         guidance=(guidance or 0.0) if draft.transformer.guidance_embeds else None,

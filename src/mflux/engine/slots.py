@@ -59,6 +59,7 @@ class Draft:
     encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
     references_by: str = ""  # the condition that has reference pictures
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
+    levels: tuple[float, ...] = ()  # noise levels in place of the schedule's
     prompt: str | None = None  # in place of the request's
     texts: tuple[str, ...] = ()  # to encode besides the prompt
     loras: tuple[str, ...] = ()  # that methods have of their own; the user's come after them
@@ -96,6 +97,10 @@ class Draft:
         """With a LoRA that belongs to the method: a path, or a file of the hub."""
         return replace(self, loras=(*self.loras, lora))
 
+    def encoding(self, *texts: str) -> "Draft":
+        """With texts to encode besides the prompt."""
+        return replace(self, texts=(*self.texts, *texts))
+
     def prompted(self, text: str, who: str) -> "Draft":
         """With a text in place of the request's prompt."""
         if self.prompt is not None:
@@ -123,7 +128,7 @@ class Draft:
         return self.starting(image_strength_start(self.steps, wish), who)
 
     def starting(self, first: int, who: str, calls: int = 0) -> "Draft":
-        """With start latents made by `who` in so many network calls, from step `first` on; at most one can make them."""
+        """With start latents made by `who` in so many network calls, from step `first` on; one can do that."""
         if self.start_by:
             raise UsageError(f"{who} and {self.start_by} both make the first latents", "use one of them")
         if first >= self.steps:
@@ -222,7 +227,9 @@ class Hooks:
     steer: Sequence[Callable[[mx.array, mx.array, At], mx.array]] = ()  # (velocity, x, at) -> velocity
     after_step: Sequence[Callable[[mx.array, At], mx.array]] = ()  # (x, at) -> x at noise level at.sigma_next
     keep: Sequence[Callable[[], Sequence[mx.array]]] = ()  # arrays to evaluate with each step
-    artifacts: Sequence[Callable[[int], Mapping[str, Any]]] = ()  # of one picture of the run, by its place in it
+    artifacts: Sequence[
+        Callable[[int, np.ndarray], Mapping[str, Any]]
+    ] = ()  # of a picture: its place in the run, pixels
 
 
 @dataclass(frozen=True)
