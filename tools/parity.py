@@ -24,11 +24,12 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mflux.conditions import Fill, ImageToImage, Inpaint
+from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.schedule import read_schedule, strength_start
 from mflux.engine.slots import Condition
 from mflux.engine.tokens import open_clip, open_t5
+from mflux.images.canny import canny
 from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell
@@ -40,6 +41,7 @@ from mflux.weights.lora_files import attach, read_lora
 
 Tensors = dict[str, Any]
 DIFFUSERS_SIDE = 1024
+GREY_WEIGHTS, GREY_SCALE = np.array([9798, 19235, 3735]), 1 << 15  # cv2.COLOR_RGB2GRAY of 8-bit pixels
 ENCODED = ("input_ids", "last_hidden_state", "pooled")
 MANDATORY = {
     "transformer": ("sample",),
@@ -55,6 +57,11 @@ MANDATORY = {
     "image-to-image": ("latents", "image"),
     "inpaint": ("latents", "image"),
     "fill": ("latents", "image"),
+    "control": ("latents", "image"),
+    "control-image-to-image": ("latents", "image"),
+    "controlnet": ("latents", "image"),
+    "controlnet-image-to-image": ("latents", "image"),
+    "controlnet-inpaint": ("latents", "image"),
 }
 
 
@@ -78,6 +85,11 @@ class Case:
 
     def path(self, name: str) -> Path:
         return self.folder / self.spec["inputs"][name]
+
+    def paths(self, name: str) -> list[Path]:
+        """The files of an input that may be a list."""
+        names = self.spec["inputs"][name]
+        return [self.folder / each for each in ([names] if isinstance(names, str) else names)]
 
     def tensor(self, name: str) -> mx.array | None:
         """A tensor input; None where the case has none of this name."""
@@ -211,7 +223,11 @@ def image_to_image(case: Case) -> Tensors:
 
 
 def inpaint(case: Case) -> Tensors:
-    condition = Inpaint(
+    return draw(case, [repaint(case)], {"guidance": 7.0})
+
+
+def repaint(case: Case) -> Inpaint:
+    return Inpaint(
         case.path("image"),
         case.path("mask"),
         strength=case.args.get("strength", 0.6),
@@ -219,7 +235,6 @@ def inpaint(case: Case) -> Tensors:
         latent_mask="nearest",
         crop=case.args.get("padding_mask_crop"),
     )
-    return draw(case, [condition], {"guidance": 7.0})
 
 
 def fill(case: Case) -> Tensors:
@@ -227,6 +242,70 @@ def fill(case: Case) -> Tensors:
     if "strength" in case.args:
         conditions.insert(0, ImageToImage(case.path("image"), strength=case.args["strength"]))
     return draw(case, conditions, {"guidance": 30.0, "num_inference_steps": 50})
+
+
+def canny_edges(case: Case) -> Tensors:
+    rgb, (low, high) = open_picture(case.path("image"), "image").rgb, (case.args["low"], case.args["high"])
+    grey = ((rgb.astype(np.int64) @ GREY_WEIGHTS + GREY_SCALE // 2) // GREY_SCALE).astype(np.uint8)
+    found = {"grey": grey, "edges": canny(rgb, low, high), "edges_grey": canny(grey, low, high)}
+    return found | {"edges_50_200": canny(rgb, 50, 200), "edges_grey_50_200": canny(grey, 50, 200)}
+
+
+def control(case: Case) -> Tensors:
+    return draw(case, [Control(case.path("control_image"))], {})
+
+
+def control_image_to_image(case: Case) -> Tensors:
+    start = ImageToImage(case.path("image"), strength=case.args.get("strength", 0.6))
+    return draw(case, [start, Control(case.path("control_image"))], {"guidance": 7.0})
+
+
+def controlnets(case: Case) -> list[Condition]:
+    """The ControlNets of a case; one of them with several pictures is that one several times, as in diffusers."""
+    args, pictures = case.args, case.paths("control_image")
+    names = [args["controlnet"]] if isinstance(args["controlnet"], str) else args["controlnet"]
+    defaults = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
+
+    def value(name: str, index: int) -> Any:
+        return each(args.get(name, defaults.get(name)), index)
+
+    return [
+        ControlNet(
+            picture,
+            str(case.model(names[min(index, len(names) - 1)])),
+            strength=value("controlnet_conditioning_scale", index),
+            mode=value("control_mode", index),
+            start=value("control_guidance_start", index),
+            end=value("control_guidance_end", index),
+        )
+        for index, picture in enumerate(pictures)
+    ]
+
+
+def controlnet(case: Case) -> Tensors:
+    return draw(case, controlnets(case), {"guidance": 7.0})
+
+
+def controlnet_image_to_image(case: Case) -> Tensors:
+    start = ImageToImage(case.path("image"), strength=case.args.get("strength", 0.6))
+    return draw(case, [start, *controlnets(case)], {"guidance": 7.0})
+
+
+def controlnet_inpaint(case: Case) -> Tensors:
+    return draw(case, [repaint(case), *controlnets(case)], {"guidance": 7.0})
+
+
+def controlnet_forward(case: Case) -> Tensors:
+    network = load_network("controlnet", case.model())
+    table = network.modulate(case.needed("timestep"), case.tensor("guidance"), case.needed("pooled_projections"))
+    mode = case.args.get("control_mode")
+    texts = [np.zeros((1, 3))] * (mode is not None) + [np.array(case.needed("txt_ids"))]
+    rope = rope_table(np.concatenate([*texts, np.array(case.needed("img_ids"))]), network.config.axes_dims_rope)
+    tokens = (case.needed(name) for name in ("hidden_states", "controlnet_cond", "encoder_hidden_states"))
+    found = network(*tokens, table, rope, mode)
+    scale = case.args.get("conditioning_scale", 1.0)
+    joint = {f"block.{index}": scale * residual for index, residual in enumerate(found.joint)}
+    return joint | {f"single_block.{index}": scale * residual for index, residual in enumerate(found.single)}
 
 
 def draw(case: Case, conditions: list[Condition], defaults: dict[str, Any]) -> Tensors:
@@ -241,7 +320,8 @@ def draw(case: Case, conditions: list[Condition], defaults: dict[str, Any]) -> T
     )
     flux = Flux1(str(case.model()))
     if args.get("posterior") == "sample":
-        roles = {"image": case.tensor("vae_noise"), "masked": case.tensor("masked_vae_noise")}
+        roles = {"image": "vae_noise", "masked": "masked_vae_noise", "control": "control_vae_noise"}
+        roles = {role: case.tensor(name) for role, name in roles.items()}
         flux.posterior_noise = {role: noise for role, noise in roles.items() if noise is not None}
     noise = case.tensor("noise") if "noise" in case.spec["inputs"] else case.tensor("latents")
     prompts = args["prompt"] if isinstance(args["prompt"], list) else [args["prompt"]]
@@ -285,6 +365,13 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "image-to-image": image_to_image,
     "inpaint": inpaint,
     "fill": fill,
+    "canny": canny_edges,
+    "control": control,
+    "control-image-to-image": control_image_to_image,
+    "controlnet": controlnet,
+    "controlnet-image-to-image": controlnet_image_to_image,
+    "controlnet-inpaint": controlnet_inpaint,
+    "controlnet-forward": controlnet_forward,
 }
 
 

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Fill, ImageToImage, Inpaint
+from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint
 from mflux.engine.slots import Condition, request_from_json
 
+MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
+CONTROLNET, UNION = str(MODELS / "controlnet"), str(MODELS / "controlnet-union")  # of different depths
 SIZE = {"height": 48, "width": 64}
 CONFIG = Config(num_inference_steps=3, max_sequence_length=16, **SIZE)
 
@@ -60,6 +62,24 @@ ROWS = [
     ),
     Row("fill", "fill", lambda picture, mask: [Fill(picture, mask)]),
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
+    Row("control", "control", lambda picture, mask: [Control(picture)]),
+    Row("control from edges", "control", lambda picture, mask: [Control(source=picture, kind="canny")]),
+    Row(
+        "controlnet",
+        "dev",
+        lambda picture, mask: [ControlNet(source=picture, model=CONTROLNET)],
+        off=lambda picture, mask: [ControlNet(picture, CONTROLNET, strength=0)],
+    ),
+    Row(
+        "controlnets of different depth",
+        "dev",
+        lambda picture, mask: [ControlNet(picture, CONTROLNET), ControlNet(picture, UNION, mode="depth", end=0.7)],
+    ),
+    Row(
+        "controlnet + inpaint",
+        "dev",
+        lambda picture, mask: [ControlNet(picture, CONTROLNET), Inpaint(picture, mask, strength=0.7)],
+    ),
 ]
 OFF = [row for row in ROWS if row.off]
 

@@ -11,11 +11,21 @@ from mflux.models.text_clip import ClipConfig
 from mflux.weights.load import KINDS, check, convert, expected_shapes, load_network, read_config
 
 PARTS = tuple(KINDS)
+BESIDE = {"controlnet": "controlnet"}  # kinds of networks that are no part of a model -> their folder
+SIZE_KEYS = {
+    "transformer": "num_layers",
+    "text_encoder": "hidden_size",
+    "vae": "sample_size",
+    "controlnet": "num_layers",
+}
 
 
 @pytest.fixture
 def model(oracle_model, tmp_path):
-    return hostile.copy_model(oracle_model("dev"), tmp_path / "model")
+    folder = hostile.copy_model(oracle_model("dev"), tmp_path / "model")
+    for part, name in BESIDE.items():
+        hostile.copy_model(oracle_model(name), folder / part)
+    return folder
 
 
 def names(folder):
@@ -25,18 +35,18 @@ def names(folder):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_tensor_of_the_network_comes_from_the_file(oracle_model, part):
-    folder = oracle_model("dev") / part
+def test_every_tensor_of_the_network_comes_from_the_file(model, part):
+    folder = model / part
     network = load_network(part, folder)
     assert set(check(part, folder, network)) == set(dict(tree_flatten(network.parameters())))
     assert not tree_flatten(network.trainable_parameters())
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_tensor_is_the_file_s_own_numbers(oracle_model, part):
+def test_a_tensor_is_the_file_s_own_numbers(model, part):
     from safetensors.numpy import load_file
 
-    path = hostile.tensor_file(oracle_model("dev") / part)
+    path = hostile.tensor_file(model / part)
     loaded = dict(tree_flatten(load_network(part, path.parent).parameters()))
     for name, value in load_file(path).items():
         ours = KINDS[part].aliases.get(name, name)
@@ -92,7 +102,7 @@ def test_a_config_without_a_key_uses_flux_1_s_own_size(model, part):
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("value", ["8", 8.5, True, [8], {"a": 8}, -8, float("nan")], ids=repr)
 def test_a_size_that_is_no_size_is_refused(model, part, value):
-    key = {"transformer": "num_layers", "text_encoder": "hidden_size", "vae": "sample_size"}.get(part, "d_model")
+    key = SIZE_KEYS.get(part, "d_model")
     hostile.edit_json(model / part / "config.json", **{key: value})
     with pytest.raises(ModelError, match=f"`{key}` is") as error:
         read_config(part, model / part)

@@ -1,5 +1,6 @@
 """The commands, as one table."""
 
+from functools import partial
 from typing import Any
 
 from mflux.cli.options import SHARED, Command, Option, Values, real
@@ -27,6 +28,61 @@ def fill_conditions(values: Values) -> tuple[Any, ...]:
     from mflux import conditions
 
     return (conditions.Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
+
+
+def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ...]:
+    """For a model that reads one kind of map; own_map: the flag of a map that is there already."""
+    if ("image" in values) == ("source" in values):
+        problem = "both kinds of control image are given" if "image" in values else "there is no control image"
+        raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
+    if "image" in values and "side_files" in values:
+        raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
+    from mflux import conditions
+
+    names = ("image", "source", "canny_low", "canny_high")
+    return (conditions.Control(kind=kind, **{name: values[name] for name in names if name in values}),)
+
+
+def controlnet_conditions(values: Values) -> tuple[Any, ...]:
+    """One ControlNet a picture: those to make a map from, then the maps.  Other lists are paired with them in order."""
+    pictures = [(name, picture) for name in ("source", "image") for picture in values.get(name, ())]
+    if not pictures:
+        hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
+        raise UsageError("there is no control image", hint)
+    if "source" not in values:
+        for name in ("side_files", "canny_low", "canny_high"):
+            if name in values:
+                raise UsageError(
+                    "there are no edges to find", "give `--controlnet-image-path` to have a map made", name
+                )
+    each_own = {"ControlNet.model": "model"} | {name: name for name in ("strength", "mode", "start", "end")}
+    for key in each_own:
+        if len(values.get(key, ())) not in (0, 1, len(pictures)):
+            problem = f"{len(values[key])} values for {len(pictures)} control images"
+            raise UsageError(problem, "give one for all, or one for each", key)
+    from mflux import conditions
+
+    shared = {name: values[name] for name in ("canny_low", "canny_high") if name in values}
+    return tuple(
+        conditions.ControlNet(
+            **{name: picture},
+            **{
+                field: values[key][min(index, len(values[key]) - 1)] for key, field in each_own.items() if key in values
+            },
+            **shared,
+        )
+        for index, (name, picture) in enumerate(pictures)
+    )
+
+
+def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
+    """The flags of edges found in a picture."""
+    return (
+        Option(
+            "--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", {"type": real}
+        ),
+        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", {"type": real}),
+    )
 
 
 COMMANDS = (
@@ -64,6 +120,80 @@ COMMANDS = (
         ),
         fill_conditions,
         default_model="fill",
+    ),
+    Command(
+        "mflux-generate-canny",
+        "Draw along the edges of a picture, with a Canny model.",
+        "canny",
+        (
+            *SHARED,
+            Option("--image-path", "Control.source", "the picture whose edges to use"),
+            Option("--canny-image-path", "Control.image", "a map of edges, in place of a picture"),
+            *thresholds("Control", 50, 200),
+            Option(
+                "--save-canny",
+                "Run.side_files",
+                "also write the edges as <name>_canny.png",
+                {"action": "append_const", "const": "canny"},
+            ),
+        ),
+        partial(control_conditions, "canny", "--canny-image-path"),
+        default_model="canny",
+    ),
+    Command(
+        "mflux-generate-controlnet",
+        "Draw along the edges of a picture, or after any map, with ControlNets beside the model.",
+        "controlnet",
+        (
+            *SHARED,
+            Option(
+                "--controlnet-image-path",
+                "ControlNet.source",
+                "a picture whose edges to use; again for another ControlNet",
+                {"action": "append"},
+            ),
+            Option("--control-map", "ControlNet.image", "a map, in place of a picture", {"action": "append"}),
+            Option(
+                "--controlnet-model",
+                "ControlNet.model",
+                "hub id or folder (default: an edge ControlNet for the model); one for all, or one a picture",
+                {"action": "append"},
+                qualified=True,
+            ),
+            Option(
+                "--controlnet-strength",
+                "ControlNet.strength",
+                "0 to 2 (default 0.4)",
+                {"action": "append", "type": real},
+            ),
+            Option(
+                "--control-mode",
+                "ControlNet.mode",
+                "kind of map, for union ControlNets: canny, tile, depth, blur, pose, gray, low-quality, or a number",
+                {"action": "append"},
+            ),
+            Option(
+                "--control-start",
+                "ControlNet.start",
+                "part of the steps before it, 0 to 1 (default 0)",
+                {"action": "append", "type": real},
+            ),
+            Option(
+                "--control-end",
+                "ControlNet.end",
+                "part of the steps at which it stops, 0 to 1 (default 1)",
+                {"action": "append", "type": real},
+            ),
+            *thresholds("ControlNet", 100, 200),
+            Option(
+                "--controlnet-save-canny",
+                "Run.side_files",
+                "also write the edges as <name>_canny.png",
+                {"action": "append_const", "const": "canny"},
+            ),
+        ),
+        controlnet_conditions,
+        default_model="dev",
     ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

@@ -41,6 +41,7 @@ class Run:
     batch_size: int | None = None
     metadata: bool = False
     no_metadata: bool = False
+    side_files: Sequence[str] = ()  # artifacts that are written too
 
 
 def generate() -> int:
@@ -49,6 +50,11 @@ def generate() -> int:
 
 def fill() -> int:
     return main(BY_NAME["mflux-generate-fill"])
+
+
+def named() -> int:
+    """The command by whose name the program was started."""
+    return main(BY_NAME[Path(sys.argv[0]).stem])
 
 
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
@@ -123,6 +129,9 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         for picture, target in zip(pictures, targets, strict=True):
             written = picture.save(target, embed_metadata=not run.no_metadata)
             bar.say(str(written))
+            for name in run.side_files:
+                for side_file in picture.save_artifacts(name, written):
+                    bar.say(str(side_file))
             if run.metadata:
                 bar.say(str(picture.save_metadata(written.with_suffix(".json"))))
 

@@ -45,7 +45,7 @@ def build_parser(command: Command) -> Parser:
 
 
 def settings(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
-    if parse.get("action") == "store_true":
+    if parse.get("action") in ("store_true", "append_const"):  # they take no value
         return parse
     return {"metavar": flag.strip("-").upper().replace("-", "_"), "action": Once, **parse}
 

@@ -5,7 +5,13 @@ from typing import Any
 
 from mflux.engine.slots import ROOMS
 
-HOMES = {"Fill": "fill", "ImageToImage": "image_to_image", "Inpaint": "inpaint"}
+HOMES = {
+    "Control": "control",
+    "ControlNet": "controlnet",
+    "Fill": "fill",
+    "ImageToImage": "image_to_image",
+    "Inpaint": "inpaint",
+}
 __all__ = sorted(HOMES)
 
 

@@ -29,7 +29,7 @@ class Fill(Condition):
     composite: bool = True
 
     def plan(self, draft: Draft) -> Draft:
-        return plan_canvas(self.image, self.mask, draft).widened(TOKEN_CHANNELS + MASK_CHANNELS, "Fill")
+        return plan_canvas(self.image, self.mask, draft).widened(TOKEN_CHANNELS + MASK_CHANNELS, "Fill", "fill")
 
     def prepare(self, stage: Stage) -> Prepared:
         canvas = planned_canvas(self.image, self.mask, stage.plan)

@@ -15,12 +15,12 @@ from mflux import runtime
 from mflux.engine.denoise import integrate
 from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, pack_latents, unpack_latents
 from mflux.engine.latents import noise as start_noise_of
-from mflux.engine.network import Branch, GuidedVelocity, Network
+from mflux.engine.network import GuidedVelocity, Network
 from mflux.engine.parts import Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
 from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice, check_number
-from mflux.engine.slots import Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
+from mflux.engine.slots import Branch, Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
 from mflux.engine.tokens import PromptTokenizer
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
@@ -185,11 +185,12 @@ class Flux1:
             log.warning(advice)
         branches = tuple(self._branches(plan))
         self.parts.release("text_encoder", "text_encoder_2")
-        stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled))
+        stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled), self.parts.get)
         prepared = [condition.prepare(stage) for condition in plan.request.conditions]
         if plan.encodes:
             mx.eval([each.inputs.channels for each in prepared if each.inputs.channels is not None])
             self.parts.release("vae")
+        self.parts.release(*plan.sides)  # one that stays is held by its condition's functions
         return branches, prepared
 
     def _branches(self, plan: Plan) -> Iterator[Branch]:
@@ -230,8 +231,9 @@ class Flux1:
         on_step: Callable[[Progress], None] | None,
     ) -> tuple[Drawn, Hooks]:
         """Denoise some seeds in one pass and decode them."""
-        hooks = merge([each.bind(Run(plan, noise)) for each in prepared])
-        network = Network(self.parts.get("transformer"), plan.height, plan.width, all_inputs(prepared))
+        inputs = all_inputs(prepared)
+        hooks = merge([each.bind(Run(plan, noise, branches, inputs)) for each in prepared])
+        network = Network(self.parts.get("transformer"), plan.height, plan.width, inputs)
         velocity = GuidedVelocity(network, branches, plan, hooks)
         latents = noise
         for step in hooks.start or ():

@@ -23,11 +23,12 @@ from mflux.runtime import on_cpu, physical_memory
 from mflux.weights.files import BYTES
 from mflux.weights.load import Source, fill, open_network, read_config
 from mflux.weights.lora_files import LoraFile, attach, read_lora
-from mflux.weights.resolve import NETWORKS, ModelSource
+from mflux.weights.resolve import NETWORKS, ModelSource, Side
 
 PRECISION = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 STAYS_BELOW = 0.5  # share of the physical memory
 ADAPTABLE = ("transformer", "text_encoder", "text_encoder_2")  # parts that a LoRA can change
+Part = str | Side  # a network of the model, or one beside it
 QUANTIZED_OVERHEAD_BITS = 1.0  # scale and bias of a group of 64: two 32-bit numbers
 
 
@@ -36,11 +37,11 @@ class Parts:
 
     def __init__(self, source: ModelSource, bits: int | None = None, loras: Sequence[tuple[Path, float]] = ()):
         self.source, self.bits, self.loras = source, bits, loras
-        self._networks: dict[str, Any] = {}
+        self._networks: dict[Part, Any] = {}
         self._precision: str | None = None
-        self._empty: dict[str, Any] = {}  # networks that are built, but not loaded
-        self._sources: dict[str, dict[str, Source]] = {}
-        self._bytes: dict[tuple[str, str | None], int] = {}
+        self._empty: dict[Part, Any] = {}  # networks that are built, but not loaded
+        self._sources: dict[Part, dict[str, Source]] = {}
+        self._bytes: dict[tuple[Part, str | None], int] = {}
 
     @cached_property
     def transformer_config(self) -> TransformerConfig:
@@ -55,15 +56,19 @@ class Parts:
         parts = {part: self.empty(part) for part in ADAPTABLE} if self.loras else {}
         return [read_lora(path, scale, parts) for path, scale in self.loras]
 
-    def empty(self, part: str) -> Any:
+    def _home(self, part: Part) -> tuple[str, Path]:
+        """The kind of a network, and where its weights are."""
+        return (part.kind, part.place) if isinstance(part, Side) else (part, self.source.folders[part])
+
+    def empty(self, part: Part) -> Any:
         """A network without its weights, every tensor of its file checked."""
         if part not in self._empty:
-            self._empty[part], self._sources[part] = open_network(part, self.source.folders[part])
+            self._empty[part], self._sources[part] = open_network(*self._home(part))
         return self._empty[part]
 
     def check(self) -> None:
         """Raise ModelError where weights are damaged or the parts do not belong together.  Reads headers only."""
-        if len(self._sources) == len(NETWORKS):
+        if all(part in self._sources for part in NETWORKS):
             return  # checked before
         transformer, clip, t5, vae = (self.empty(part).config for part in NETWORKS)
         same = {
@@ -92,7 +97,7 @@ class Parts:
     def t5_tokenizer(self) -> PromptTokenizer:
         return open_t5(self.source.folders["tokenizer_2"])
 
-    def weight_bytes(self, part: str, precision: str | None) -> int:
+    def weight_bytes(self, part: Part, precision: str | None) -> int:
         """Memory of a part once loaded.  Raises ModelError for a damaged file."""
         if part not in self._sources:
             self.empty(part)
@@ -101,7 +106,7 @@ class Parts:
             self._bytes[part, precision] = math.ceil(sum(sizes))
         return self._bytes[part, precision]
 
-    def _tensor_bytes(self, part: str, source: Source, precision: str | None) -> float:
+    def _tensor_bytes(self, part: Part, source: Source, precision: str | None) -> float:
         size = math.prod(source.shape)
         if self.bits and part != "vae" and len(source.shape) == 2:
             return size * (self.bits + QUANTIZED_OVERHEAD_BITS) / 8
@@ -113,17 +118,18 @@ class Parts:
         """True where the whole model is small enough to stay in memory."""
         return sum(self.weight_bytes(part, precision) for part in NETWORKS) < STAYS_BELOW * physical_memory()
 
-    def get(self, part: str) -> Any:
+    def get(self, part: Part) -> Any:
         """A network, loaded if it is not there."""
         if part not in self._networks:
             dtype = PRECISION[self._precision] if self._precision else None
             self.empty(part)
-            network = fill(part, self._empty.pop(part), self._sources[part], dtype, self.bits)
-            attach(self.lora_files, {part: network})
+            network = fill(self._home(part)[0], self._empty.pop(part), self._sources[part], dtype, self.bits)
+            if isinstance(part, str):
+                attach(self.lora_files, {part: network})
             self._networks[part] = network
         return self._networks[part]
 
-    def release(self, *parts: str) -> None:
+    def release(self, *parts: Part) -> None:
         """Drop networks that are not needed for now, unless the whole model stays."""
         if not self.all_stay(self._precision):
             for part in parts:

@@ -22,6 +22,9 @@ CONDITION_KEYS = {
     ("Inpaint", "image_strength"): "image_strength",
     ("ImageToImage", "image"): "image_path",
     ("ImageToImage", "image_strength"): "image_strength",
+    ("Control", "source"): "image_path",
+    ("ControlNet", "source"): "controlnet_image_path",
+    ("ControlNet", "strength"): "controlnet_strength",
 }
 
 
@@ -81,6 +84,12 @@ class GeneratedImage:
         if export_json_metadata:
             self.save_metadata(written.with_suffix(".json"), overwrite)
         return written
+
+    def save_artifacts(self, name: str, beside: Path, overwrite: bool = False) -> list[Path]:
+        """Write the pictures of this name that the run made besides, as `<stem>_<name>.png`; returns the paths."""
+        made = {key: value for key, value in self.artifacts.items() if key.rstrip("_0123456789") == name}
+        targets = {key: beside.with_name(f"{beside.stem}_{key}.png") for key in made}
+        return [save_picture(value, targets[key], None, overwrite, None) for key, value in made.items()]
 
     def save_metadata(self, path: Path, overwrite: bool = False) -> Path:
         """Write the metadata alone, as JSON; returns the path written."""

@@ -93,6 +93,7 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         encodes=draft.encodes,
         tiled=tiled,
         extra_tokens=draft.extra_tokens,
+        sides=draft.sides,
         memory_bytes=0,
         notes=draft.notes,
     )
@@ -106,10 +107,14 @@ def forecast(parts: Parts, plan: Plan, batch: int = 1) -> int:
     )
     drawing = transformer_bytes(plan.transformer, plan.tokens, plan.text_tokens + plan.extra_tokens, batch)
     decoding = vae_bytes(parts.vae_config, plan.tokens, plan.tiled)
+    sides = {side: parts.weight_bytes(side, precision) for side in plan.sides}
     if parts.all_stay(precision):
-        return text + text_2 + transformer + vae + max(drawing, decoding)
+        return text + text_2 + transformer + vae + sum(sides.values()) + max(drawing, decoding)
+    beside = sum(size for side, size in sides.items() if side.stays)
     stays = transformer if len(plan.request.seeds) > batch else 0  # for the next seeds
-    return max(text + text_2, transformer + drawing, stays + vae + decoding)
+    return max(
+        text + text_2, vae + sum(sides.values()), beside + transformer + drawing, beside + stays + vae + decoding
+    )
 
 
 def transformer_bytes(config: TransformerConfig, tokens: int, other_tokens: int, batch: int) -> int:

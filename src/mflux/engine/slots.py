@@ -24,9 +24,11 @@ from mflux.images.picture import describe, described
 from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import JointView, Residuals, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS, Row
+from mflux.weights.resolve import Side
 
 # Names of conditions and how to find their classes: conditions import the engine, so the engine asks by name only.
 ROOMS: list[tuple[frozenset[str], Callable[[str], type["Condition"]]]] = []
+COMMANDS_OF = {"fill": "`mflux-generate-fill`", "depth": "`mflux-generate-depth` or `mflux-generate-canny`"}
 PICTURE = {"picture": True}  # metadata of a field that holds a picture: a path, a PIL image or a uint8 array
 
 
@@ -44,9 +46,11 @@ class Draft:
     first: int = 0  # the first step that runs
     channels: int = TOKEN_CHANNELS  # per image token at the network's input
     channels_by: str = ""  # the condition that adds channels
+    channels_model: str = "dev"  # an alias whose network takes so many
     start_by: str = ""  # the condition that makes the first latents
     encodes: bool = False  # a picture goes through the VAE's encoder
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
+    sides: tuple[Side, ...] = ()  # networks beside the model's own
     notes: tuple[str, ...] = ()
 
     def asked(self, height: int, width: int) -> tuple[int, int] | None:
@@ -62,14 +66,18 @@ class Draft:
         """With a size, unless one is there."""
         return self if self.height else replace(self, height=height, width=width, own_size=own_size)
 
+    def beside(self, side: Side) -> "Draft":
+        """With a network beside the model's own."""
+        return self if side in self.sides else replace(self, sides=(*self.sides, side))
+
     def noted(self, note: str) -> "Draft":
         return self if note in self.notes else replace(self, notes=(*self.notes, note))
 
-    def widened(self, extra: int, who: str) -> "Draft":
-        """With `extra` more input channels; at most one condition can add any."""
+    def widened(self, extra: int, who: str, model: str) -> "Draft":
+        """With `extra` more input channels, as `model` has them; at most one condition can add any."""
         if self.channels_by:
             raise UsageError(f"{who} and {self.channels_by} both need the network's extra channels", "use one of them")
-        return replace(self, channels=self.channels + extra, channels_by=who)
+        return replace(self, channels=self.channels + extra, channels_by=who, channels_model=model)
 
     def starting_at(self, image_strength: float | None, strength: float | None, default: float, who: str) -> "Draft":
         """With start latents from the step that a strength of either kind means; `default` is an image_strength."""
@@ -113,6 +121,7 @@ class Plan:
     encodes: bool
     tiled: bool
     extra_tokens: int
+    sides: tuple[Side, ...]
     memory_bytes: int
     notes: tuple[str, ...]
 
@@ -136,13 +145,26 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One text that the network is asked about: states (1, T, width), pooled (1, P), distilled guidance or None."""
+
+    text: mx.array
+    pooled: mx.array
+    guidance: float | None
+
+
+# (latents, at) -> what is added after each block in this step, for all branches; None: nothing.
+StepResiduals = Callable[[mx.array, At], Residuals | None]
+
+
+@dataclass(frozen=True)
 class Hooks:
     """What a condition does during one run.  `merge` puts those of several conditions together."""
 
     start: Iterator[Step] | None = None  # its last step is the run's first latents
     edit_attention: Callable[[JointView, mx.array], mx.array] | None = None
     watch_attention: Sequence[Callable[[JointView], None]] = ()
-    residuals: Sequence[Residuals] = ()
+    residuals: Sequence[StepResiduals] = ()
     steer: Sequence[Callable[[mx.array, mx.array, At], mx.array]] = ()  # (velocity, x, at) -> velocity
     after_step: Sequence[Callable[[mx.array, At], mx.array]] = ()  # (x, at) -> x at noise level at.sigma_next
     keep: Sequence[Callable[[], Sequence[mx.array]]] = ()  # arrays to evaluate with each step
@@ -155,6 +177,7 @@ class Stage:
 
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
+    load: Callable[[Side], Any]  # a network that the plan put beside the model's own
 
 
 @dataclass(frozen=True)
@@ -163,6 +186,8 @@ class Run:
 
     plan: Plan
     noise: mx.array  # (B, S, 64)
+    branches: tuple[Branch, ...]  # the prompt's; with true CFG also the negative one
+    inputs: Inputs  # of all conditions together
 
 
 def no_hooks(run: Run) -> Hooks:
@@ -247,8 +272,17 @@ def merge(all_hooks: Sequence[Hooks]) -> Hooks:
         steer=[each for hooks in all_hooks for each in hooks.steer],
         after_step=[each for hooks in all_hooks for each in hooks.after_step],
         keep=[each for hooks in all_hooks for each in hooks.keep],
-        artifacts={name: value for hooks in all_hooks for name, value in hooks.artifacts.items()},
+        artifacts=numbered([item for hooks in all_hooks for item in hooks.artifacts.items()]),
     )
+
+
+def numbered(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Artifacts by name; those whose name is taken become `name_2`, `name_3`, ..."""
+    found: dict[str, Any] = {}
+    for name, value in items:
+        count = sum(key == name or key.rpartition("_")[0] == name for key in found)
+        found[f"{name}_{count + 1}" if count else name] = value
+    return found
 
 
 def check_channels(draft: Draft) -> None:
@@ -257,9 +291,9 @@ def check_channels(draft: Draft) -> None:
         return
     task = next((task for task, n in TASK_CHANNELS.items() if n == draft.transformer.in_channels), "")
     needs = f"{draft.channels_by} needs" if draft.channels_by else "a plain picture needs"
-    hint = f"use a checkpoint for it, for example `--model {'fill' if draft.channels == 384 else 'dev'}`"
-    if task == "fill":
-        hint = "draw with `mflux-generate-fill`, or use another model here, for example `--model dev`"
+    hint = f"use a checkpoint for it, for example `--model {draft.channels_model}`"
+    if task in COMMANDS_OF:
+        hint = f"draw with {COMMANDS_OF[task]}, or use another model here, for example `--model {draft.channels_model}`"
     elif draft.channels_by == "Fill":
         hint += ", or repaint with `mflux-generate --mask-path`"
     raise UsageError(

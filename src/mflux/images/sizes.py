@@ -13,6 +13,12 @@ def floor_to_cell(side: int) -> int:
     return max(CELL, side // CELL * CELL)
 
 
+def of_area(area: float, height: int, width: int) -> tuple[int, int]:
+    """The size of an area (px) in the proportion height : width, floored to 16.  Source: FluxKontextPipeline."""
+    proportion = width / height
+    return floor_to_cell(round((area / proportion) ** 0.5)), floor_to_cell(round((area * proportion) ** 0.5))
+
+
 def crop_box(mask: np.ndarray, padding: int, height: int, width: int) -> Box:
     """The surroundings of a mask (H, W) bool: its box grown by `padding` px, then to the aspect width : height as far
     as the picture allows.  Source: VaeImageProcessor.get_crop_region."""

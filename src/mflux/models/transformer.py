@@ -70,7 +70,7 @@ class ModulationTable(NamedTuple):
     image: list[StreamModulation]  # a joint block each
     text: list[StreamModulation]
     single: list[Modulation]
-    head: tuple[mx.array, mx.array]  # scale, shift
+    head: tuple[mx.array, ...]  # scale, shift; none in a network without head
 
 
 @dataclass(frozen=True)
@@ -321,8 +321,8 @@ class SingleBlock(nn.Module):
         return x + modulation.gate * self.proj_out(mx.concatenate([attended, hidden], axis=-1))
 
 
-class FluxTransformer(nn.Module):
-    """FLUX.1's velocity network."""
+class FluxBlocks(nn.Module):
+    """The embedders and blocks that FLUX.1's velocity network and its ControlNets have in common."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -332,19 +332,31 @@ class FluxTransformer(nn.Module):
         self.time_text_embed = TimeTextEmbedding(config)
         self.transformer_blocks = [JointBlock(config) for _ in range(config.num_layers)]
         self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
-        self.norm_out = ModulationLinear(config.width, 2)
-        self.proj_out = nn.Linear(config.width, config.out_channels)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What the activations are computed in; adapters may stand in for any Linear, but for no norm."""
+        return (*self.transformer_blocks, *self.single_transformer_blocks)[0].attn.norm_q.weight.dtype
 
     def modulate(self, sigma: mx.array, guidance: mx.array | None, pooled: mx.array) -> ModulationTable:
         """All modulations for noise levels sigma (B,), guidance (B,) or None, pooled text (B, P); B may be 1."""
         activated = silu(self.time_text_embed(sigma, guidance, pooled))
-        head = self.norm_out(activated)
+        head = self.norm_out(activated) if "norm_out" in self else ()
         return ModulationTable(
             image=[stream_modulation(block.norm1, activated) for block in self.transformer_blocks],
             text=[stream_modulation(block.norm1_context, activated) for block in self.transformer_blocks],
             single=[Modulation(*block.norm(activated)) for block in self.single_transformer_blocks],
-            head=(head[0], head[1]),
+            head=tuple(head),
         )
+
+
+class FluxTransformer(FluxBlocks):
+    """FLUX.1's velocity network."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config)
+        self.norm_out = ModulationLinear(config.width, 2)
+        self.proj_out = nn.Linear(config.width, config.out_channels)
 
     def __call__(
         self, tokens: mx.array, text: mx.array, table: ModulationTable, rope: mx.array, hooks: BlockHooks = NO_HOOKS

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mflux.errors import ModelError
+from mflux.models.controlnet import ControlNetConfig, FluxControlNet
 from mflux.models.layers import QuantizedLinear
 from mflux.models.text_clip import ACTIVATIONS, ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
@@ -58,6 +59,7 @@ KINDS = {
         {"encoder.embed_tokens.weight": "shared.weight"},
     ),
     "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
+    "controlnet": NetworkKind(ControlNetConfig, FluxControlNet, r"$^", {}),
 }
 
 

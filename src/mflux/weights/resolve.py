@@ -1,14 +1,28 @@
-"""From what the user calls a model to the folders of its parts: alias, hub id, local folder, or single file.
+"""From what the user calls a model, or a network beside it, to folders: alias, hub id, local folder, or single file.
 
 Offline first: a finished download is used without asking the network.  Nothing falls back silently.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mflux.errors import ModelError, UsageError
 from mflux.paths import expand
-from mflux.weights.catalog import BUILT_IN, BY_NAME, TASK_CHANNELS, Row, by_repo, check_name, find, nearest, require
+from mflux.weights.catalog import (
+    BUILT_IN,
+    BY_NAME,
+    SIDES,
+    TASK_CHANNELS,
+    Row,
+    by_repo,
+    check_name,
+    check_repo,
+    find,
+    nearest,
+    require,
+)
 from mflux.weights.files import tensors_in
 from mflux.weights.load import config_from_shapes, read_config
 
@@ -18,6 +32,10 @@ TOKENIZER_FILES = {"tokenizer": ("vocab.json", "tokenizer.json"), "tokenizer_2":
 PATTERNS = [f"{part}/*{end}" for part in PARTS for end in (".json", ".safetensors", ".txt", ".model")]
 
 
+SIDE_PATTERNS = ["*.json", "*.safetensors"]
+RUNS_CODE = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A model that was found: its row of defaults and the folder of each part."""
@@ -25,6 +43,14 @@ class ModelSource:
     name: str
     row: Row
     folders: dict[str, Path]
+
+
+class Side(NamedTuple):
+    """One such network: its kind, a key of KINDS, and its folder.  stays: it works in every step of a run."""
+
+    kind: str
+    place: Path
+    stays: bool = False
 
 
 def resolve(name: str, task: str = "base", base_model: str | None = None) -> ModelSource:
@@ -63,7 +89,9 @@ def single_file(name: str, row: Row | None, path: Path) -> ModelSource:
 
 
 def built_in(row: Row) -> ModelSource:
-    """A model that ships inside the package."""
+    """A model that ships inside the package.  Raises ModelError for one that this version does not have."""
+    if not (BUILT_IN / row.folder).is_dir():
+        raise ModelError(f"`{row.name}` is not built in yet", "use FLUX.1, for example `--model dev`")
     folders = {part: BUILT_IN / row.folder / part for part in PARTS}
     if row.companion:
         companion = BUILT_IN / BY_NAME[row.companion].folder
@@ -93,17 +121,21 @@ def row_for(in_channels: int, guidance_embeds: bool) -> Row:
     return BY_NAME[task or ("dev" if guidance_embeds else "schnell")]
 
 
-def download(repo: str) -> Path:
-    """The local snapshot of a hub repository, downloaded if it is not there yet."""
+def download(repo: str, patterns: Sequence[str] = PATTERNS, check: Callable[[Path], object] | None = None) -> Path:
+    """The local snapshot of a hub repository, downloaded if it is not there yet.
+
+    patterns: the files that are needed.  check: raises ModelError where one is missing (default: of a whole model).
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     def snapshot(offline: bool) -> Path:
-        return Path(snapshot_download(repo, allow_patterns=PATTERNS, local_files_only=offline))
+        return Path(snapshot_download(repo, allow_patterns=[*patterns], local_files_only=offline))
 
+    check = check or check_whole
     try:
         found = snapshot(offline=True)
-        check_whole(found)
+        check(found)
         return found
     except HFValidationError:
         raise UsageError(f"unknown model `{repo}`", nearest(repo), "model") from None
@@ -126,7 +158,7 @@ def download(repo: str) -> Path:
             "connect to the network, give a local folder, or try the built-in `--model tiny`",
         ) from None
     try:
-        check_whole(found)
+        check(found)
     except ModelError as error:
         raise ModelError(f"the download of `{repo}` is incomplete: {error.problem}", "run the command again") from None
     return found
@@ -139,3 +171,33 @@ def check_whole(folder: Path) -> None:
     for part, names in TOKENIZER_FILES.items():
         if not any((folder / part / name).is_file() for name in names):
             raise ModelError(f"`{folder / part}` has none of {', '.join(names)}", "download the model again")
+
+
+def find_side(kind: str, name: str, field: str, stays: bool = False) -> Side:
+    """Find a network by hub id, folder, or a safetensors file with its config.json beside it.
+
+    Raises UsageError for a name that means none, and for a file that could run code; ModelError where it is incomplete
+    or cannot be downloaded.
+    """
+    place = expand(name, field)
+    if place.suffix in RUNS_CODE:
+        problem = f"`{name}` is a pickle, which runs code when it is opened; it was not opened"
+        raise UsageError(problem, "give the safetensors form, a folder or hub id", field)
+    folder = place.parent if place.is_file() else place
+    if not folder.is_dir():
+        check_repo(name, field)
+        folder = download(name, SIDE_PATTERNS, tensors_in)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"`{folder}` has no config.json", "give the folder of the network, or its hub id", field)
+    return Side(kind, folder, stays)
+
+
+def default_side(kind: str, role: str, family: str, field: str, stays: bool = False) -> Side:
+    """The network that a method uses in this role unless it is told otherwise."""
+    if (role, family) in SIDES and family == "tiny":
+        folder = BUILT_IN / SIDES[role, family]
+        if not folder.is_dir():
+            problem = f"the built-in model has no {role} in this version"
+            raise ModelError(problem, "name one of your own, or use FLUX.1, for example `--model dev`")
+        return Side(kind, folder, stays)
+    return find_side(kind, SIDES[role, "dev"], field, stays)

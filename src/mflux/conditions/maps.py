@@ -1,0 +1,62 @@
+"""Control maps: given as they are, or made from a picture; stretched to the run's size."""
+
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from mflux.engine.latents import pack_latents
+from mflux.engine.request import check_number
+from mflux.engine.slots import Draft, Stage
+from mflux.errors import UsageError
+from mflux.images.canny import canny
+from mflux.images.picture import Picture, PictureSource, open_picture, to_pixels
+from mflux.images.sizes import of_area
+
+MAX_GRADIENT = 3000  # |dx| + |dy| of 8-bit pixels stays below 2041
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """Where a control map comes from: `image`, a map, or `source`, a picture to make one of `kind` from."""
+
+    image: PictureSource | None
+    source: PictureSource | None
+    kind: str
+    canny_low: float
+    canny_high: float
+
+    def open(self) -> Picture:
+        """The picture.  Raises UsageError unless exactly one is given."""
+        if (self.image is None) == (self.source is None):
+            problem = "both `image` and `source` are given" if self.image is not None else "there is no control image"
+            raise UsageError(problem, "give `image`, a map, or `source`, a picture to make the map from")
+        if self.source is not None:
+            return open_picture(self.source, "source")
+        assert self.image is not None
+        return open_picture(self.image, "image")
+
+    def plan(self, draft: Draft) -> Draft:
+        """Check the picture; without an asked size the run gets its proportions, at the model's own number of px."""
+        picture = self.open()
+        for name in ("canny_low", "canny_high"):
+            check_number(name, getattr(self, name), 0, MAX_GRADIENT)
+        own = of_area(draft.row.side**2, picture.height, picture.width)
+        return replace(draft.sized(*(draft.asked(*own) or own)), encodes=True)
+
+    def make(self, stage: Stage) -> np.ndarray:
+        """The map at the run's size, (H, W, 3) uint8."""
+        rgb = self.open().resized(stage.plan.height, stage.plan.width).rgb
+        if self.source is None or self.kind != "canny":
+            return rgb
+        return np.repeat(canny(rgb, self.canny_low, self.canny_high)[..., None], 3, axis=2)
+
+    def artifacts(self, made: np.ndarray) -> dict[str, Image.Image]:
+        """The map for who wants to keep it, where it was made here."""
+        return {} if self.source is None else {self.kind: Image.fromarray(made)}
+
+
+def encode_map(made: np.ndarray, stage: Stage, role: str) -> mx.array:
+    """A map (H, W, 3) uint8 as tokens (1, S, 64)."""
+    return pack_latents(stage.encode(mx.array(to_pixels(made)), role))

@@ -1,0 +1,191 @@
+"""The commands that steer with maps: what they write, and what they refuse before a model is looked at."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mflux.images.canny import canny
+
+CANNY, CONTROLNET = "mflux-generate-canny", "mflux-generate-controlnet"
+
+
+@pytest.fixture
+def net(oracle_model) -> str:
+    return str(oracle_model("controlnet"))
+
+
+@pytest.fixture
+def small(oracle_model):
+    """Flags of the quickest picture with a model."""
+
+    def flags(name: str) -> tuple[str, ...]:
+        size = ("--height", "48", "--width", "64", "--steps", "1", "--max-sequence-length", "8", "--seed", "1")
+        return ("--model", str(oracle_model(name)), "--prompt", "x", *size)
+
+    return flags
+
+
+def edges(path: Path, low: int, high: int) -> np.ndarray:
+    return np.repeat(canny(np.asarray(Image.open(path).convert("RGB")), low, high)[..., None], 3, axis=2)
+
+
+def test_canny_writes_the_picture_and_with_save_canny_the_edges(cli, small, files):
+    done = cli(*small("control"), "--image-path", files[0], "--save-canny", "--metadata", command=CANNY)
+    assert done.code == 0, done.err
+    assert done.out.split() == ["image.png", "image_canny.png", "image.json"]
+    assert np.array_equal(np.asarray(Image.open("image_canny.png")), edges(files[0], 50, 200))
+    assert json.loads(Path("image.json").read_text())["image_path"] == str(files[0])
+
+
+def test_a_map_of_one_s_own_draws_the_same_as_the_picture_that_it_was_made_from(cli, small, files):
+    cli(*small("control"), "--image-path", files[0], "--save-canny", command=CANNY)
+    done = cli(*small("control"), "--canny-image-path", "image_canny.png", "--output", "own.png", command=CANNY)
+    assert done.code == 0
+    assert np.array_equal(np.asarray(Image.open("own.png")), np.asarray(Image.open("image.png")))
+
+
+def test_controlnet_draws_along_the_edges_with_mflux_own_thresholds(cli, small, net, files):
+    flags = ("--controlnet-image-path", files[0], "--controlnet-model", net, "--controlnet-save-canny")
+    done = cli(*small("dev"), *flags, command=CONTROLNET)
+    assert done.out.split() == ["image.png", "image_canny.png"], done.err
+    assert np.array_equal(np.asarray(Image.open("image_canny.png")), edges(files[0], 100, 200))
+    cli(*small("dev"), "--output", "plain.png")
+    assert not np.array_equal(np.asarray(Image.open("image.png")), np.asarray(Image.open("plain.png")))
+
+
+def test_several_controlnets_each_with_its_own_values(cli, small, net, oracle_model, files):
+    union = str(oracle_model("controlnet-union"))
+    pictures = ("--controlnet-image-path", files[0], "--controlnet-image-path", files[1])
+    models = ("--controlnet-model", net, "--controlnet-model", net, "--controlnet-model", union)
+    values = ("--control-map", files[0], "--control-mode", "canny", "--control-end", "0.8", "--controlnet-strength")
+    rest = ("0.3", "--controlnet-save-canny", "--metadata", "--steps", "2")
+    flags = [flag for flag in small("dev") if flag != "--steps" and flag != "1"]
+    done = cli(*flags, "1", *pictures, *models, *values, *rest, command=CONTROLNET)
+    assert done.out.split() == ["image.png", "image_canny.png", "image_canny_2.png", "image.json"], done.err
+    told = json.loads(Path("image.json").read_text())["request"]["conditions"]
+    assert [each.get("model") for each in told] == [net, net, union]
+    assert [each["strength"] for each in told] == [0.3] * 3
+    assert ["source" in each for each in told] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "problem", "hint"),
+    [
+        (
+            CANNY,
+            (),
+            "there is no control image",
+            "give `--image-path`, a picture to make the map from, or `--canny-image-path`, a map",
+        ),
+        (
+            CANNY,
+            ("--image-path", "a.png", "--canny-image-path", "b.png"),
+            "both kinds of control image are given",
+            "give `--image-path`, a picture to make the map from, or `--canny-image-path`, a map",
+        ),
+        (
+            CANNY,
+            ("--canny-image-path", "b.png", "--save-canny"),
+            "`--save-canny`: the map is yours already",
+            "give `--image-path` to have one made",
+        ),
+        (
+            CONTROLNET,
+            (),
+            "there is no control image",
+            "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map",
+        ),
+        (
+            CONTROLNET,
+            ("--control-map", "b.png", "--controlnet-save-canny"),
+            "`--controlnet-save-canny`: there are no edges to find",
+            "give `--controlnet-image-path` to have a map made",
+        ),
+        (
+            CONTROLNET,
+            ("--control-map", "b.png", "--canny-low", "3"),
+            "`--canny-low`: there are no edges to find",
+            "give `--controlnet-image-path` to have a map made",
+        ),
+        (
+            CONTROLNET,
+            ("--control-map", "a.png", "--controlnet-strength", "1", "--controlnet-strength", "2"),
+            "`--controlnet-strength`: 2 values for 1 control images",
+            "give one for all, or one for each",
+        ),
+        (
+            CONTROLNET,
+            ("--control-map", "a.png", "--controlnet-strength", "strong"),
+            "`--controlnet-strength`: 'strong' is not a number",
+            f"`{CONTROLNET} --help` lists every flag",
+        ),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused_before_a_model_is_looked_at(refused, command, flags, problem, hint):
+    assert refused("--prompt", "x", "--model", "no-such-model", *flags, command=command) == [problem, hint]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem", "hint"),
+    [
+        (
+            ("--control-start", "0.5", "--control-end", "0.5"),
+            "`--control-start`: the window from 0.5 to 0.5 holds no step",
+            "give a `--control-start` below `--control-end`, both from 0 to 1",
+        ),
+        (
+            ("--controlnet-strength", "2.5"),
+            "`--controlnet-strength`: 2.5 is out of range",
+            "give a number from 0 to 2",
+        ),
+        (
+            ("--canny-low", "nan"),
+            "`--canny-low`: nan is not a number from 0 to 3000",
+            "give a number from 0 to 3000",
+        ),
+        (
+            ("--controlnet-model", "weights.pt"),
+            "`--controlnet-model`: `weights.pt` is a pickle, which runs code when it is opened; it was not opened",
+            "give the safetensors form, a folder or hub id",
+        ),
+        (
+            ("--controlnet-model", "no/such/folder"),
+            "`--controlnet-model`: there is no folder `no/such/folder`",
+            "give a folder with config.json and safetensors, or a hub id `owner/name`",
+        ),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused_before_weights_are_read(refused, blind, files, flags, problem, hint):
+    picture = ("--controlnet-image-path", files[0])
+    assert refused(*blind("dev"), *picture, *flags, command=CONTROLNET) == [problem, hint]
+
+
+def test_an_unknown_mode_is_refused_with_the_list(refused, blind, files, oracle_model):
+    union = (
+        "--control-map",
+        files[0],
+        "--controlnet-model",
+        oracle_model("controlnet-union"),
+        "--control-mode",
+        "sketch",
+    )
+    assert refused(*blind("dev"), *union, command=CONTROLNET) == [
+        "`--control-mode`: 'sketch' is no mode of this ControlNet",
+        "choose one of `canny` (0), `tile` (1), `depth` (2), `blur` (3), `pose` (4)",
+    ]
+
+
+def test_another_size_than_the_transformer_s_is_refused_with_both(refused, blind, files, net, tmp_path):
+    import shutil
+
+    import hostile
+
+    other = Path(shutil.copytree(net, tmp_path / "other"))
+    hostile.edit_json(other / "config.json", num_attention_heads=2)
+    assert refused(*blind("dev"), "--control-map", files[0], "--controlnet-model", other, command=CONTROLNET) == [
+        f"`--controlnet-model`: `{other}` has width 32, but the transformer 48",
+        "use a ControlNet that was made for this model",
+    ]
