@@ -36,7 +36,10 @@ from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import rope_table
 from mflux.engine.parts import ADAPTABLE
 from mflux.weights.files import read_header, read_tensor
-from mflux.weights.load import load_network, read_config
+from mflux.conditions.depth import normalised
+from mflux.models.depth_pro import DepthPro, resize_bilinear
+from mflux.weights.load import check, load_network, read_config
+from mflux.weights.load import fill as fill_network
 from mflux.weights.lora_files import attach, read_lora
 
 Tensors = dict[str, Any]
@@ -57,6 +60,7 @@ MANDATORY = {
     "image-to-image": ("latents", "image"),
     "inpaint": ("latents", "image"),
     "fill": ("latents", "image"),
+    "depth-pro": ("canonical_inverse_depth.every4", "field_of_view", "focal_length", "depth", "normalised"),
     "control": ("latents", "image"),
     "control-image-to-image": ("latents", "image"),
     "controlnet": ("latents", "image"),
@@ -251,6 +255,49 @@ def canny_edges(case: Case) -> Tensors:
     return found | {"edges_50_200": canny(rgb, 50, 200), "edges_grey_50_200": canny(grey, 50, 200)}
 
 
+def depth_pro(case: Case) -> Tensors:
+    network = DepthPro(read_config("depth_pro", case.model()), field_of_view=True)
+    network = fill_network("depth_pro", network, check("depth_pro", case.model(), network), None, None)
+    pixels, size = mx.array(to_pixels(open_picture(case.path("image"), "image").rgb)), network.config.image_size
+    found, (height, width) = network(pixels), case.args["target_size"]
+    assert found.field_of_view is not None
+    focal = focal_length(found.field_of_view, width)
+    inverse = metric_inverse(found.canonical, width, focal, height)
+    return {
+        "canonical_inverse_depth.every4": found.canonical[None, ::4, ::4],
+        "pixel_values.every8": resize_bilinear(pixels.transpose(0, 2, 3, 1), size, size).transpose(0, 3, 1, 2)[
+            ..., ::8, ::8
+        ],
+        "field_of_view": found.field_of_view,
+        "focal_length": focal,
+        "depth": 1 / inverse,
+        "normalised": normalised(np.array(inverse)),
+    }
+
+
+def depth_pro_postprocess(case: Case) -> Tensors:
+    canonical, (height, width) = case.needed("canonical_inverse_depth"), case.args["target_size"]
+    focal = focal_length(case.needed("field_of_view"), width)
+    pairs = zip(canonical, focal, strict=True)
+    own = mx.array([1.0]) * width  # a focal length of the width changes nothing
+    return {
+        "focal_length": focal,
+        "inverse_depth": mx.stack([metric_inverse(each, width, length, height) for each, length in pairs]),
+        "inverse_depth_without_fov": mx.stack([metric_inverse(each, width, own, height) for each in canonical]),
+    }
+
+
+def focal_length(field_of_view: mx.array, width: int) -> mx.array:
+    """In px of a picture of this width.  field_of_view: degrees."""
+    return 0.5 * width / mx.tan(mx.radians(field_of_view) / 2)
+
+
+def metric_inverse(canonical: mx.array, width: int, focal: mx.array, height: int) -> mx.array:
+    """Inverse depth in 1/m, (height, width), clipped as in transformers."""
+    inverse = resize_bilinear((canonical * (width / focal))[None, :, :, None], height, width)[0, :, :, 0]
+    return mx.clip(inverse, 1e-4, 1e4)
+
+
 def control(case: Case) -> Tensors:
     return draw(case, [Control(case.path("control_image"))], {})
 
@@ -366,6 +413,8 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "inpaint": inpaint,
     "fill": fill,
     "canny": canny_edges,
+    "depth-pro": depth_pro,
+    "depth-pro-postprocess": depth_pro_postprocess,
     "control": control,
     "control-image-to-image": control_image_to_image,
     "controlnet": controlnet,

@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
 from mflux.cli.main import Run
+from mflux.cli.save_depth import SaveDepth
 from mflux.engine.request import Request
 
-READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1}
+READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "SaveDepth": SaveDepth}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 
 
@@ -55,6 +56,8 @@ def test_no_flag_is_there_twice(command):
             "mflux-generate-canny",
             "--image-path --canny-image-path --save-canny --canny-low --canny-high --seed --model",
         ),
+        ("mflux-generate-depth", "--image-path --depth-image-path --save-depth-map --seed --model --guidance"),
+        ("mflux-save-depth", "--image-path --output --quantize -q"),
         (
             "mflux-generate-controlnet",
             "--controlnet-image-path --controlnet-model --controlnet-strength --control-mode --control-start "

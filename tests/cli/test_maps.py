@@ -9,6 +9,7 @@ from PIL import Image
 
 from mflux.images.canny import canny
 
+DEPTH, SAVE_DEPTH = "mflux-generate-depth", "mflux-save-depth"
 CANNY, CONTROLNET = "mflux-generate-canny", "mflux-generate-controlnet"
 
 
@@ -71,9 +72,49 @@ def test_several_controlnets_each_with_its_own_values(cli, small, net, oracle_mo
     assert ["source" in each for each in told] == [True, True, False]
 
 
+def test_depth_writes_the_picture_and_with_save_depth_map_the_map(cli, small, files, oracle_model):
+    estimator = ("--depth-model", oracle_model("depth-pro"))
+    flags = ("--image-path", files[0], *estimator, "--save-depth-map")
+    done = cli(*small("control"), *flags, command=DEPTH)
+    assert done.out.split() == ["image.png", "image_depth.png"], done.err
+    own = cli(*small("control"), "--depth-image-path", "image_depth.png", "--output", "own.png", command=DEPTH)
+    assert own.code == 0
+    assert np.array_equal(np.asarray(Image.open("own.png")), np.asarray(Image.open("image.png")))
+
+
+def test_save_depth_writes_where_output_says_and_else_beside_the_picture(cli, files, oracle_model):
+    flags = ("--image-path", files[0], "--model", oracle_model("depth-pro"))
+    beside = files[0].with_name("picture_depth.png")
+    assert cli(*flags, command=SAVE_DEPTH).out == f"{beside}\n"
+    assert cli(*flags, "--output", "here.webp", command=SAVE_DEPTH).out == "here.webp\n"
+    assert cli(*flags, command=SAVE_DEPTH).out == f"{beside.with_name('picture_depth_1.png')}\n"  # never overwritten
+    depth = np.asarray(Image.open(beside))
+    assert depth.shape == (48, 64) and (depth.min(), depth.max()) == (0, 255)
+    assert np.array_equal(depth, np.asarray(Image.open("here.webp").convert("L")))
+
+
+def test_save_depth_refuses_a_pickle_and_what_is_no_picture(refused, files, tmp_path):
+    bomb = tmp_path / "depth_pro.pt"
+    bomb.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert refused("--image-path", files[0], "--model", bomb, command=SAVE_DEPTH) == [
+        f"`--model`: `{bomb}` is a pickle, which runs code when it is opened; it was not opened",
+        "give the safetensors form, a folder or hub id",
+    ]
+    assert refused(command=SAVE_DEPTH)[0] == "`--image-path` is missing"
+    assert refused("--image-path", "no.png", command=SAVE_DEPTH)[0] == "`--image-path`: there is no file `no.png`"
+    assert refused("--image-path", files[0], "-q", "7", command=SAVE_DEPTH)[0] == "`--quantize`: 7 is unknown"
+    assert refused("--image-path", files[0], "--output", "map.gif", command=SAVE_DEPTH)[0].startswith("`--output`: ")
+
+
 @pytest.mark.parametrize(
     ("command", "flags", "problem", "hint"),
     [
+        (
+            DEPTH,
+            (),
+            "there is no control image",
+            "give `--image-path`, a picture to make the map from, or `--depth-image-path`, a map",
+        ),
         (
             CANNY,
             (),

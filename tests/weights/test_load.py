@@ -11,12 +11,16 @@ from mflux.models.text_clip import ClipConfig
 from mflux.weights.load import KINDS, check, convert, expected_shapes, load_network, read_config
 
 PARTS = tuple(KINDS)
-BESIDE = {"controlnet": "controlnet"}  # kinds of networks that are no part of a model -> their folder
+BESIDE = {
+    "controlnet": "controlnet",
+    "depth_pro": "depth-pro",
+}  # kinds of networks that are no part of a model -> their folder
 SIZE_KEYS = {
     "transformer": "num_layers",
     "text_encoder": "hidden_size",
     "vae": "sample_size",
     "controlnet": "num_layers",
+    "depth_pro": "fusion_hidden_size",
 }
 
 

@@ -3,7 +3,8 @@
 from functools import partial
 from typing import Any
 
-from mflux.cli.options import SHARED, Command, Option, Values, real
+from mflux.cli.options import SHARED, Command, Option, Values, real, whole
+from mflux.engine.request import QUANTIZE
 from mflux.errors import UsageError
 
 
@@ -39,7 +40,7 @@ def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ..
         raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
     from mflux import conditions
 
-    names = ("image", "source", "canny_low", "canny_high")
+    names = ("image", "source", "canny_low", "canny_high", "depth_model")
     return (conditions.Control(kind=kind, **{name: values[name] for name in names if name in values}),)
 
 
@@ -50,7 +51,7 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
         hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
         raise UsageError("there is no control image", hint)
     if "source" not in values:
-        for name in ("side_files", "canny_low", "canny_high"):
+        for name in ("side_files", "canny_low", "canny_high", "depth_model"):
             if name in values:
                 raise UsageError(
                     "there are no edges to find", "give `--controlnet-image-path` to have a map made", name
@@ -62,7 +63,7 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
             raise UsageError(problem, "give one for all, or one for each", key)
     from mflux import conditions
 
-    shared = {name: values[name] for name in ("canny_low", "canny_high") if name in values}
+    shared = {name: values[name] for name in ("canny_low", "canny_high", "depth_model") if name in values}
     return tuple(
         conditions.ControlNet(
             **{name: picture},
@@ -73,6 +74,16 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
         )
         for index, (name, picture) in enumerate(pictures)
     )
+
+
+def save_depth(values: Values) -> None:
+    from mflux.cli.save_depth import save
+
+    save(values)
+
+
+def depth_model(owner: str) -> Option:
+    return Option("--depth-model", f"{owner}.depth_model", "hub id or folder of another Depth Pro")
 
 
 def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
@@ -141,6 +152,44 @@ COMMANDS = (
         default_model="canny",
     ),
     Command(
+        "mflux-generate-depth",
+        "Draw with the depth of a picture, with a Depth model.",
+        "depth",
+        (
+            *SHARED,
+            Option("--image-path", "Control.source", "the picture whose depth to use"),
+            Option("--depth-image-path", "Control.image", "a depth map, near is bright, in place of a picture"),
+            depth_model("Control"),
+            Option(
+                "--save-depth-map",
+                "Run.side_files",
+                "also write the map as <name>_depth.png",
+                {"action": "append_const", "const": "depth"},
+            ),
+        ),
+        partial(control_conditions, "depth", "--depth-image-path"),
+        default_model="depth",
+    ),
+    Command(
+        "mflux-save-depth",
+        "Write the depth map of a picture, near is bright.",
+        "depth",
+        (
+            Option("--image-path", "SaveDepth.image", "the picture"),
+            Option("--output", "SaveDepth.output", "png, jpg or webp (default: <picture>_depth.png beside it)"),
+            Option(
+                "--model -m", "SaveDepth.model", "Depth Pro's hub id or folder, or `tiny` (default apple/DepthPro-hf)"
+            ),
+            Option(
+                "--quantize -q",
+                "SaveDepth.quantize",
+                f"bits a weight: {', '.join(map(str, QUANTIZE))}",
+                {"type": whole},
+            ),
+        ),
+        work=save_depth,
+    ),
+    Command(
         "mflux-generate-controlnet",
         "Draw along the edges of a picture, or after any map, with ControlNets beside the model.",
         "controlnet",
@@ -185,6 +234,7 @@ COMMANDS = (
                 {"action": "append", "type": real},
             ),
             *thresholds("ControlNet", 100, 200),
+            depth_model("ControlNet"),
             Option(
                 "--controlnet-save-canny",
                 "Run.side_files",

@@ -62,7 +62,11 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
     open_streams()
     set_up_log()
     try:
-        draw(command, parse(command, sys.argv[1:] if argv is None else argv))
+        values = parse(command, sys.argv[1:] if argv is None else argv)
+        if command.work:
+            command.work(values)
+        else:
+            draw(command, values)
         sys.stdout.flush()
         return 0
     except MfluxError as error:

@@ -53,14 +53,18 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """One command that draws pictures.  conditions: from the values of its flags; default_model: without --model."""
+    """One command.  Those that draw have conditions, made from the values of their flags; the others do their work.
+
+    task, default_model: which row of the catalog a command draws with, and the model without --model.
+    """
 
     name: str
     summary: str
     task: str
     options: tuple[Option, ...]
-    conditions: Callable[[Values], tuple[Any, ...]]
+    conditions: Callable[[Values], tuple[Any, ...]] = lambda values: ()
     default_model: str = ""
+    work: Callable[[Values], None] | None = None
 
 
 PROMPTS = (

@@ -19,8 +19,8 @@ class Control(Condition):
     """Draw after a depth map (near is bright) or a map of edges, with a checkpoint made for it.
 
     image: the map: path, PIL image or uint8 array, stretched to the run's size.  source: a picture to make the map
-    from, in its place.  kind: `depth` or `canny`.  canny_low, canny_high: thresholds of the edges, 0..3000.  Without a
-    size the run has the picture's proportions.
+    from, in its place.  kind: `depth` or `canny`.  canny_low, canny_high: thresholds of the edges, 0..3000.
+    depth_model: hub id or folder of another Depth Pro.  Without a size the run has the picture's proportions.
     """
 
     image: PictureSource | None = field(default=None, metadata=PICTURE)
@@ -28,10 +28,11 @@ class Control(Condition):
     source: PictureSource | None = field(default=None, metadata=PICTURE)
     canny_low: float = 50.0  # Black Forest Labs' own, on RGB
     canny_high: float = 200.0
+    depth_model: str = ""
 
     @property
     def _map(self) -> MapSource:
-        return MapSource(self.image, self.source, self.kind, self.canny_low, self.canny_high)
+        return MapSource(self.image, self.source, self.kind, self.canny_low, self.canny_high, self.depth_model)
 
     def plan(self, draft: Draft) -> Draft:
         check_choice("kind", self.kind, KINDS)

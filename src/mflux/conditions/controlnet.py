@@ -22,6 +22,7 @@ from mflux.weights.resolve import Side, default_side, find_side
 
 # Of union models, in the order of their embedding.  Source: FLUX.1-dev-ControlNet-Union.
 MODES = ("canny", "tile", "depth", "blur", "pose", "gray", "low-quality")
+FROM_PICTURES = ("canny", "depth", "tile", "low-quality")  # maps of these modes can be made from a picture
 MODEL = "ControlNet.model"  # in messages, where `model` alone is the transformer's
 DEFAULT_GUIDANCE = 3.5  # where the ControlNet takes guidance and the model, schnell, has none
 
@@ -33,8 +34,9 @@ class ControlNet(Condition):
     image: the map: path, PIL image or uint8 array, stretched to the run's size.  model: hub id or folder; the default
     is the edge ControlNet of the model's family.  strength: 0..2, 0 is off.  mode: which kind of map, for union
     ControlNets: a name of MODES or its number.  start, end: the part of the steps in which it works, 0 <= start < end
-    <= 1.  source: a picture whose edges are the map, in place of `image`; canny_low, canny_high: their thresholds.
-    Raises UsageError where ControlNet and model differ in width.
+    <= 1.  source: a picture to make the map from, in place of `image`: its edges, with the mode `depth` its depth, with
+    `tile` or `low-quality` itself.  canny_low, canny_high: thresholds of the edges.  depth_model: hub id or folder of
+    another Depth Pro.  Raises UsageError where ControlNet and model differ in width.
     """
 
     image: PictureSource | None = field(default=None, metadata=PICTURE)
@@ -46,10 +48,12 @@ class ControlNet(Condition):
     source: PictureSource | None = field(default=None, metadata=PICTURE)
     canny_low: float = 100.0  # mflux's own
     canny_high: float = 200.0
+    depth_model: str = ""
 
     @property
     def _map(self) -> MapSource:
-        return MapSource(self.image, self.source, "canny", self.canny_low, self.canny_high)
+        kind = "canny" if self.mode is None else mode_name(self.mode)
+        return MapSource(self.image, self.source, kind, self.canny_low, self.canny_high, self.depth_model)
 
     def plan(self, draft: Draft) -> Draft:
         check_number("strength", self.strength, 0, 2)
@@ -58,6 +62,9 @@ class ControlNet(Condition):
         if self.start >= self.end:
             problem = f"the window from {self.start:g} to {self.end:g} holds no step"
             raise UsageError(problem, "give a `start` below `end`, both from 0 to 1", "start")
+        if self.source is not None and self._map.kind not in FROM_PICTURES:
+            problem = f"a map of the mode `{self.mode}` cannot be made from a picture here"
+            raise UsageError(problem, "make the map elsewhere and give it as `image`", "mode")
         sized = self._map.plan(draft)
         if self.strength == 0:
             return replace(sized, encodes=draft.encodes)
@@ -68,7 +75,7 @@ class ControlNet(Condition):
         config: ControlNetConfig = read_config(side.kind, side.place)
         check_fit(side, config, draft.transformer)
         mode = mode_number(self.mode, config.num_mode)
-        if mode is None and self.mode is not None:
+        if mode is None and self.mode is not None and self.source is None:
             draft = draft.noted(f"`{side.place.name}` reads one kind of map: the mode `{self.mode}` is not used")
         return draft.beside(side)
 
@@ -139,6 +146,12 @@ class Steering:
 def in_window(step: int, steps: int, start: float, end: float) -> bool:
     """Whether step 0..steps - 1 of those that run is inside.  Source: diffusers, floats and all."""
     return step / steps >= start and (step + 1) / steps <= end
+
+
+def mode_name(mode: str | int) -> str:
+    """The name of a mode that may be a number."""
+    number = int(mode) if str(mode).isdecimal() else -1
+    return MODES[number] if 0 <= number < len(MODES) else str(mode)
 
 
 def mode_number(mode: str | int | None, modes: int) -> int | None:

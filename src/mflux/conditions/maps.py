@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from mflux.conditions.depth import depth_map
 from mflux.engine.latents import pack_latents
 from mflux.engine.request import check_number
 from mflux.engine.slots import Draft, Stage
@@ -13,19 +14,25 @@ from mflux.errors import UsageError
 from mflux.images.canny import canny
 from mflux.images.picture import Picture, PictureSource, open_picture, to_pixels
 from mflux.images.sizes import of_area
+from mflux.weights.resolve import Side, default_side, find_side
 
+MADE = ("canny", "depth")  # kinds that are made from a picture
 MAX_GRADIENT = 3000  # |dx| + |dy| of 8-bit pixels stays below 2041
 
 
 @dataclass(frozen=True)
 class MapSource:
-    """Where a control map comes from: `image`, a map, or `source`, a picture to make one of `kind` from."""
+    """Where a control map comes from: `image`, a map, or `source`, a picture to make one of `kind` from.
+
+    kind: `canny` or `depth`; anything else takes the picture as it is.  depth_model: hub id or folder of Depth Pro.
+    """
 
     image: PictureSource | None
     source: PictureSource | None
     kind: str
     canny_low: float
     canny_high: float
+    depth_model: str = ""
 
     def open(self) -> Picture:
         """The picture.  Raises UsageError unless exactly one is given."""
@@ -42,19 +49,34 @@ class MapSource:
         picture = self.open()
         for name in ("canny_low", "canny_high"):
             check_number(name, getattr(self, name), 0, MAX_GRADIENT)
+        if self._finds_depth:
+            draft = draft.beside(self._estimator(draft.row.family))
         own = of_area(draft.row.side**2, picture.height, picture.width)
         return replace(draft.sized(*(draft.asked(*own) or own)), encodes=True)
 
     def make(self, stage: Stage) -> np.ndarray:
         """The map at the run's size, (H, W, 3) uint8."""
-        rgb = self.open().resized(stage.plan.height, stage.plan.width).rgb
+        picture, size = self.open(), (stage.plan.height, stage.plan.width)
+        if self._finds_depth:
+            depth = depth_map(stage.load(self._estimator(stage.plan.row.family)), picture.rgb)
+            return Picture(np.repeat(depth[..., None], 3, axis=2)).resized(*size).rgb
+        rgb = picture.resized(*size).rgb
         if self.source is None or self.kind != "canny":
             return rgb
         return np.repeat(canny(rgb, self.canny_low, self.canny_high)[..., None], 3, axis=2)
 
     def artifacts(self, made: np.ndarray) -> dict[str, Image.Image]:
         """The map for who wants to keep it, where it was made here."""
-        return {} if self.source is None else {self.kind: Image.fromarray(made)}
+        return {} if self.source is None or self.kind not in MADE else {self.kind: Image.fromarray(made)}
+
+    @property
+    def _finds_depth(self) -> bool:
+        return self.source is not None and self.kind == "depth"
+
+    def _estimator(self, family: str) -> Side:
+        if self.depth_model:
+            return find_side("depth_pro", self.depth_model, "depth_model")
+        return default_side("depth_pro", "depth estimator", family, "depth_model")
 
 
 def encode_map(made: np.ndarray, stage: Stage, role: str) -> mx.array:

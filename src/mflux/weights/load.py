@@ -6,7 +6,7 @@ is tolerated stands in TOLERATED.  Tensors are read, converted and quantized one
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 
 from mflux.errors import ModelError
 from mflux.models.controlnet import ControlNetConfig, FluxControlNet
+from mflux.models.depth_pro import DepthPro, DepthProConfig
 from mflux.models.layers import QuantizedLinear
 from mflux.models.text_clip import ACTIVATIONS, ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
@@ -60,6 +61,7 @@ KINDS = {
     ),
     "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
     "controlnet": NetworkKind(ControlNetConfig, FluxControlNet, r"$^", {}),
+    "depth_pro": NetworkKind(DepthProConfig, DepthPro, r".*\.mask_token|fov_model\..*", {}),
 }
 
 
@@ -79,11 +81,8 @@ def read_config(part: str, folder: Path) -> Any:
     if folder.is_file():
         return config_from_shapes(folder) if part == "transformer" else KINDS[part].config()
     path, kind = folder / "config.json", KINDS[part].config
-    raw, values = read_json(path), {}
-    for each in fields(kind):
-        value = raw.get(each.name)
-        if value is not None:  # diffusers writes null for "the default", for example out_channels
-            values[each.name] = check_size(path, each.name, value, each.default)
+    raw = read_json(path)
+    values = read_sizes(path, raw, kind)
     if part == "transformer" and not raw.get("out_channels"):
         values["out_channels"] = values.get("in_channels", TransformerConfig.in_channels)
     config = kind(**values)
@@ -91,12 +90,28 @@ def read_config(part: str, folder: Path) -> Any:
     return config
 
 
+def read_sizes(path: Path, raw: dict[str, Any], kind: type) -> dict[str, Any]:
+    """The values of a (part of a) config.json that `kind` has fields for."""
+    values = {}
+    for each in fields(kind):
+        value = raw.get(each.name)
+        if value is None:  # diffusers writes null for "the default", for example out_channels
+            continue
+        if is_dataclass(each.default) and isinstance(value, dict):
+            nested: Any = type(each.default)
+            values[each.name] = nested(**read_sizes(path, value, nested))
+        else:
+            values[each.name] = check_size(path, each.name, value, each.default)
+    return values
+
+
 def check_size(path: Path, name: str, value: Any, default: Any) -> Any:
     """One value of a config.json, of its default's kind and in a sane range.  Raises ModelError."""
     if isinstance(default, bool):
         sound = isinstance(value, bool)
     elif isinstance(default, tuple):
-        sound = isinstance(value, list) and len(value) == len(default) and all(whole(n, 0, MAX_SIZE) for n in value)
+        sound = isinstance(value, list) and len(value) == len(default)
+        sound = sound and all(fits_in_list(n, example) for n, example in zip(value, default, strict=True))
         value = tuple(value) if sound else value
     elif isinstance(default, int):
         counts = name in LAYER_COUNTS
@@ -106,11 +121,18 @@ def check_size(path: Path, name: str, value: Any, default: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_SIZE
         sound = number and (value > 0 or not name.endswith(("eps", "epsilon", "scaling_factor")))
     else:
-        sound = isinstance(value, str)
+        sound = isinstance(value, str) and isinstance(default, str)
     if not sound:
         shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:50]}..."
         raise ModelError(f"`{path}`: `{name}` is {shown}, which is no size of a model", CONFIG_HINT)
     return value
+
+
+def fits_in_list(value: Any, example: float) -> bool:
+    """True for a sane number of the example's kind: whole, or a share of 1."""
+    if isinstance(example, int):
+        return whole(value, 0, MAX_SIZE)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def whole(value: Any, low: int, high: int) -> bool:
@@ -134,10 +156,26 @@ def check_config(path: Path, config: Any) -> None:
             config.relative_attention_num_buckets // 4
         ):
             problem = "`relative_attention_num_buckets` and `relative_attention_max_distance` make no buckets"
+    elif isinstance(config, DepthProConfig):
+        problem = depth_pro_problem(config)
     elif any(n == 0 or n % config.norm_num_groups for n in config.block_out_channels):
         problem = f"`norm_num_groups` {config.norm_num_groups} does not divide `block_out_channels`"
     if problem:
         raise ModelError(f"`{path}`: {problem}", CONFIG_HINT)
+
+
+def depth_pro_problem(config: DepthProConfig) -> str:
+    """What contradicts itself in the sizes of Depth Pro, or nothing."""
+    vits = (config.patch_model_config, config.image_model_config, config.fov_model_config)
+    if any(vit.image_size != config.patch_size or vit.image_size % vit.patch_size for vit in vits):
+        return f"`patch_size` {config.patch_size} is not the `image_size` of every encoder, cut into whole patches"
+    if any(vit.hidden_size % vit.num_attention_heads for vit in vits):
+        return "`num_attention_heads` does not divide `hidden_size`"
+    if min(config.scaled_images_ratios) <= 0 or max(config.scaled_images_overlap_ratios) >= 1:
+        return "`scaled_images_ratios` or `scaled_images_overlap_ratios` make no patches"
+    if max(config.intermediate_hook_ids) >= config.patch_model_config.num_hidden_layers:
+        return f"`intermediate_hook_ids` {config.intermediate_hook_ids} are beyond the patch encoder's layers"
+    return ""
 
 
 def expected_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
