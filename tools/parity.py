@@ -24,7 +24,7 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint
+from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint, IPAdapter
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.schedule import read_schedule, strength_start
 from mflux.engine.slots import Condition
@@ -37,6 +37,7 @@ from mflux.models.transformer import rope_table
 from mflux.engine.parts import ADAPTABLE
 from mflux.weights.files import read_header, read_tensor
 from mflux.conditions.depth import normalised
+from mflux.conditions.ip_adapter import clip_pixels
 from mflux.models.depth_pro import DepthPro, resize_bilinear
 from mflux.weights.load import check, load_network, read_config
 from mflux.weights.load import fill as fill_network
@@ -64,6 +65,7 @@ MANDATORY = {
     "control": ("latents", "image"),
     "control-image-to-image": ("latents", "image"),
     "controlnet": ("latents", "image"),
+    "ip-adapter": ("latents", "image"),
     "controlnet-image-to-image": ("latents", "image"),
     "controlnet-inpaint": ("latents", "image"),
 }
@@ -355,6 +357,22 @@ def controlnet_forward(case: Case) -> Tensors:
     return joint | {f"single_block.{index}": scale * residual for index, residual in enumerate(found.single)}
 
 
+def clip_vision(case: Case) -> Tensors:
+    network = load_network("clip_vision", case.model())
+    pixels = clip_pixels(open_picture(case.path("image"), "image").rgb, network.config.image_size)
+    return {"pixel_values": pixels, "image_embeds": network(mx.array(pixels))}
+
+
+def ip_adapter(case: Case) -> Tensors:
+    adapter = IPAdapter(
+        case.path("ip_adapter"),
+        embeds=case.needed("ip_embeds"),
+        negative_embeds=case.needed("negative_ip_embeds"),
+        scale=case.args.get("ip_adapter_scale", 1.0),
+    )
+    return draw(case, [adapter], {})
+
+
 def draw(case: Case, conditions: list[Condition], defaults: dict[str, Any]) -> Tensors:
     """A whole pipeline: diffusers' arguments in, latents and pictures out."""
     args = {"height": DIFFUSERS_SIDE, "width": DIFFUSERS_SIDE, "num_inference_steps": 28, "guidance": 3.5}
@@ -421,6 +439,8 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "controlnet-image-to-image": controlnet_image_to_image,
     "controlnet-inpaint": controlnet_inpaint,
     "controlnet-forward": controlnet_forward,
+    "clip-vision": clip_vision,
+    "ip-adapter": ip_adapter,
 }
 
 

@@ -49,7 +49,8 @@ def test_no_flag_is_there_twice(command):
             "mflux-generate",
             "--prompt --prompt-file --negative-prompt --true-cfg --model --path --output --seed --auto-seeds --height "
             "--width --steps --guidance --quantize --image-path --image-strength --mask-path --vae-tiling "
-            "--max-sequence-length --noise --batch-size --metadata --no-metadata",
+            "--max-sequence-length --noise --batch-size --metadata --no-metadata --ip-adapter --ip-adapter-image "
+            "--ip-adapter-scale",
         ),
         ("mflux-generate-fill", "--prompt --model --image-path --masked-image-path --mask-path --no-composite --seed"),
         (

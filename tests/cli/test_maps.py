@@ -230,3 +230,39 @@ def test_another_size_than_the_transformer_s_is_refused_with_both(refused, blind
         f"`--controlnet-model`: `{other}` has width 32, but the transformer 48",
         "use a ControlNet that was made for this model",
     ]
+
+
+def test_generate_looks_at_a_picture_through_an_ip_adapter(cli, small, files, oracle_model):
+    adapter = (
+        "--ip-adapter",
+        oracle_model("../cases/ip-adapter/ip_adapter.safetensors"),
+        "--ip-adapter-image",
+        files[0],
+    )
+    rest = ("--ip-adapter-encoder", oracle_model("clip-vision"), "--ip-adapter-scale")
+    for name, scale in (("on.png", "1.5"), ("off.png", "0")):
+        done = cli(*small("dev"), *adapter, *rest, scale, "--output", name)
+        assert done.out == f"{name}\n", done.err
+    cli(*small("dev"), "--output", "plain.png")
+    on, off, plain = (np.asarray(Image.open(name), int) for name in ("on.png", "off.png", "plain.png"))
+    assert np.array_equal(off, plain) and np.abs(on - plain).max() > 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--ip-adapter", "a.safetensors"), "`--ip-adapter-image` is missing"),
+        (("--ip-adapter-image", "a.png"), "`--ip-adapter` is missing"),
+        (("--ip-adapter-scale", "1"), "`--ip-adapter` is missing"),
+    ],
+)
+def test_half_an_ip_adapter_is_refused(refused, flags, problem):
+    words = ("--prompt", "x", "--model", "no-such-model")
+    assert refused(*words, *flags) == [problem, "give the adapter's file and a picture for it"]
+
+
+def test_values_of_an_ip_adapter_are_told_by_their_flags(refused, blind, files, oracle_model):
+    file = ("--ip-adapter", oracle_model("../cases/ip-adapter/ip_adapter.safetensors"))
+    adapter = (*file, "--ip-adapter-image", files[0], "--ip-adapter-encoder", oracle_model("clip-vision"))
+    scaled = refused(*blind("dev"), *adapter, "--ip-adapter-scale", "3")
+    assert scaled == ["`--ip-adapter-scale`: 3.0 is out of range", "give a number from 0 to 2"]

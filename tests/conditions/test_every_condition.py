@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint
+from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint, IPAdapter
 from mflux.engine.slots import Condition, request_from_json
 
 MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
 CONTROLNET, UNION = str(MODELS / "controlnet"), str(MODELS / "controlnet-union")  # of different depths
+ADAPTER = str(MODELS.parent / "cases" / "ip-adapter" / "ip_adapter.safetensors")
+CLIP_VISION = str(MODELS / "clip-vision")
 SIZE = {"height": 48, "width": 64}
 CONFIG = Config(num_inference_steps=3, max_sequence_length=16, **SIZE)
 
@@ -74,6 +76,21 @@ ROWS = [
         "controlnets of different depth",
         "dev",
         lambda picture, mask: [ControlNet(picture, CONTROLNET), ControlNet(picture, UNION, mode="depth", end=0.7)],
+    ),
+    Row(
+        "ip-adapter",
+        "dev",
+        lambda picture, mask: [IPAdapter(ADAPTER, picture, encoder=CLIP_VISION)],
+        off=lambda picture, mask: [IPAdapter(ADAPTER, picture, scale=0.0, encoder=CLIP_VISION)],
+    ),
+    Row(
+        "ip-adapter + controlnet + image-to-image",
+        "dev",
+        lambda picture, mask: [
+            IPAdapter(ADAPTER, picture, scale=(0.5, 1.5), encoder=CLIP_VISION),
+            ControlNet(picture, CONTROLNET),
+            ImageToImage(picture, 0.3),
+        ],
     ),
     Row(
         "controlnet + inpaint",

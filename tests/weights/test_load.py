@@ -6,21 +6,24 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mflux.conditions import controlnet, depth, ip_adapter  # noqa: F401  (they add their kinds)
 from mflux.errors import ModelError
 from mflux.models.text_clip import ClipConfig
 from mflux.weights.load import KINDS, check, convert, expected_shapes, load_network, read_config
 
-PARTS = tuple(KINDS)
+PARTS = tuple(part for part in KINDS if part != "ip_adapter")  # that one is always a single file
 BESIDE = {
     "controlnet": "controlnet",
     "depth_pro": "depth-pro",
-}  # kinds of networks that are no part of a model -> their folder
+    "clip_vision": "clip-vision",
+}  # kinds that are no part of a model -> their folder
 SIZE_KEYS = {
     "transformer": "num_layers",
     "text_encoder": "hidden_size",
     "vae": "sample_size",
     "controlnet": "num_layers",
     "depth_pro": "fusion_hidden_size",
+    "clip_vision": "hidden_size",
 }
 
 

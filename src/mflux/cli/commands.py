@@ -9,6 +9,24 @@ from mflux.errors import UsageError
 
 
 def generate_conditions(values: Values) -> tuple[Any, ...]:
+    return (*start_conditions(values), *adapter_conditions(values))
+
+
+def adapter_conditions(values: Values) -> tuple[Any, ...]:
+    """The IP-Adapter, where one is given."""
+    given = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("IPAdapter.")}
+    if not given:
+        return ()
+    for name, flag in (("file", "--ip-adapter"), ("image", "--ip-adapter-image")):
+        if name not in given:
+            raise UsageError(f"`{flag}` is missing", "give the adapter's file and a picture for it")
+    from mflux import conditions
+
+    return (conditions.IPAdapter(**given),)
+
+
+def start_conditions(values: Values) -> tuple[Any, ...]:
+    """Image-to-image or inpainting, where a picture is given."""
     image, mask, strength = values.get("image"), values.get("mask"), values.get("image_strength")
     if image is None:
         for name, given in (("mask", mask), ("image_strength", strength)):
@@ -76,12 +94,6 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
     )
 
 
-def save_depth(values: Values) -> None:
-    from mflux.cli.save_depth import save
-
-    save(values)
-
-
 def depth_model(owner: str) -> Option:
     return Option("--depth-model", f"{owner}.depth_model", "hub id or folder of another Depth Pro")
 
@@ -111,6 +123,15 @@ COMMANDS = (
                 {"type": real},
             ),
             Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
+            Option("--ip-adapter", "IPAdapter.file", "an IP-Adapter's safetensors file, or hub id", qualified=True),
+            Option("--ip-adapter-image", "IPAdapter.image", "the picture that it looks at", qualified=True),
+            Option("--ip-adapter-scale", "IPAdapter.scale", "0 to 2 (default 1)", {"type": real}, qualified=True),
+            Option(
+                "--ip-adapter-encoder",
+                "IPAdapter.encoder",
+                "hub id or folder of its CLIP picture encoder (default: CLIP ViT-L/14)",
+                qualified=True,
+            ),
         ),
         generate_conditions,
     ),
@@ -187,7 +208,7 @@ COMMANDS = (
                 {"type": whole},
             ),
         ),
-        work=save_depth,
+        work="save_depth",
     ),
     Command(
         "mflux-generate-controlnet",

@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
     try:
         values = parse(command, sys.argv[1:] if argv is None else argv)
         if command.work:
-            command.work(values)
+            import_module(f"mflux.cli.{command.work}").run(values)
         else:
             draw(command, values)
         sys.stdout.flush()

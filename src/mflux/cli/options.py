@@ -53,9 +53,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """One command.  Those that draw have conditions, made from the values of their flags; the others do their work.
+    """One command.  Those that draw have conditions, made from the values of their flags.
 
-    task, default_model: which row of the catalog a command draws with, and the model without --model.
+    task, default_model: which row of the catalog it draws with, and the model without --model.  work: for commands that
+    draw nothing, the module of this package whose `run(values)` does what they are for.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Command:
     options: tuple[Option, ...]
     conditions: Callable[[Values], tuple[Any, ...]] = lambda values: ()
     default_model: str = ""
-    work: Callable[[Values], None] | None = None
+    work: str = ""
 
 
 PROMPTS = (

@@ -20,7 +20,7 @@ class SaveDepth:
     quantize: int | None = None
 
 
-def save(values: Values) -> None:
+def run(values: Values) -> None:
     """Write the map and print its path."""
     wish = SaveDepth(**values)
     if wish.image is None:

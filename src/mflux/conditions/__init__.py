@@ -9,6 +9,7 @@ HOMES = {
     "Control": "control",
     "ControlNet": "controlnet",
     "Fill": "fill",
+    "IPAdapter": "ip_adapter",
     "ImageToImage": "image_to_image",
     "Inpaint": "inpaint",
 }

@@ -17,9 +17,10 @@ from mflux.errors import UsageError
 from mflux.images.picture import PictureSource
 from mflux.models.controlnet import ControlNetConfig, FluxControlNet, residual_of
 from mflux.models.transformer import Residuals, TransformerConfig
-from mflux.weights.load import read_config
+from mflux.weights.load import KINDS, NetworkKind, read_config
 from mflux.weights.resolve import Side, default_side, find_side
 
+KINDS["controlnet"] = NetworkKind(ControlNetConfig, FluxControlNet, r"$^", {})
 # Of union models, in the order of their embedding.  Source: FLUX.1-dev-ControlNet-Union.
 MODES = ("canny", "tile", "depth", "blur", "pose", "gray", "low-quality")
 FROM_PICTURES = ("canny", "depth", "tile", "low-quality")  # maps of these modes can be made from a picture
@@ -89,7 +90,7 @@ class ControlNet(Condition):
             return Prepared()
         made = self._map.make(stage)
         control = encode_map(made, stage, "control")
-        network = stage.load(self._side(stage.plan.row.family))
+        network = stage.network(self._side(stage.plan.row.family))
         mode = mode_number(self.mode, network.config.num_mode)
         artifacts = self._map.artifacts(made)
         window = self.start, self.end

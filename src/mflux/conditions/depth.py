@@ -7,7 +7,11 @@ import mlx.core as mx
 import numpy as np
 
 from mflux.images.picture import to_pixels
-from mflux.models.depth_pro import DepthPro, resize_bilinear
+from mflux.models.depth_pro import DepthPro, DepthProConfig, resize_bilinear
+from mflux.weights.load import KINDS, NetworkKind
+
+UNUSED = r".*\.mask_token|fov_model\..*"  # of its files: for training, and for metres
+KINDS["depth_pro"] = NetworkKind(DepthProConfig, DepthPro, UNUSED, {})
 
 
 def depth_map(network: DepthPro, rgb: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ class MapSource:
         """The map at the run's size, (H, W, 3) uint8."""
         picture, size = self.open(), (stage.plan.height, stage.plan.width)
         if self._finds_depth:
-            depth = depth_map(stage.load(self._estimator(stage.plan.row.family)), picture.rgb)
+            depth = depth_map(stage.network(self._estimator(stage.plan.row.family)), picture.rgb)
             return Picture(np.repeat(depth[..., None], 3, axis=2)).resized(*size).rgb
         rgb = picture.resized(*size).rgb
         if self.source is None or self.kind != "canny":

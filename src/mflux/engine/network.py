@@ -84,10 +84,12 @@ class GuidedVelocity:
     def __call__(self, latents: mx.array, at: At) -> mx.array:
         hooks = self.hooks
         residuals = [found for make in hooks.residuals if (found := make(latents, at))]
-        block_hooks = BlockHooks(hooks.edit_attention, hooks.watch_attention, residuals, latents.shape[1])
-        velocity, *negative = (
-            self.network.velocity(branch, latents, at.sigma, block_hooks) for branch in self.branches
-        )
+
+        def ask(index: int, branch: Branch) -> mx.array:
+            views = BlockHooks(hooks.edit_attention, hooks.watch_attention, residuals, latents.shape[1], index)
+            return self.network.velocity(branch, latents, at.sigma, views)
+
+        velocity, *negative = (ask(*pair) for pair in enumerate(self.branches))
         if negative:
             velocity = negative[0] + self.true_cfg * (velocity - negative[0])
         for steer in self.hooks.steer:

@@ -177,7 +177,7 @@ class Stage:
 
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
-    load: Callable[[Side], Any]  # a network that the plan put beside the model's own
+    network: Callable[[Any], Any]  # a loaded network: a Side of the plan, or a part of the model by its name
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,20 @@ class DepthProConfig:
         """Sides of the square picture that the network sees, px."""
         return round(self.patch_size / min(self.scaled_images_ratios))
 
+    @property
+    def problem(self) -> str:
+        """What contradicts itself in these sizes, or nothing."""
+        vits = (self.patch_model_config, self.image_model_config, self.fov_model_config)
+        if any(vit.image_size != self.patch_size or vit.image_size % vit.patch_size for vit in vits):
+            return f"`patch_size` {self.patch_size} is not the `image_size` of every encoder, cut into whole patches"
+        if any(vit.hidden_size % vit.num_attention_heads for vit in vits):
+            return "`num_attention_heads` does not divide `hidden_size`"
+        if min(self.scaled_images_ratios) <= 0 or max(self.scaled_images_overlap_ratios) >= 1:
+            return "`scaled_images_ratios` or `scaled_images_overlap_ratios` make no patches"
+        if max(self.intermediate_hook_ids) >= self.patch_model_config.num_hidden_layers:
+            return f"`intermediate_hook_ids` {self.intermediate_hook_ids} are beyond the patch encoder's layers"
+        return ""
+
 
 class VitAttention(nn.Module):
     """Projections of a block; the output's is in another module, as in the files."""

@@ -5,6 +5,7 @@ transformers' CLIPTextModel files.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,20 +31,37 @@ class ClipConfig:
     eos_token_id: int = LEGACY_EOS
 
 
+class LayerSizes(Protocol):
+    """What a config says about the layers; SigLIP's tower has the same ones."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+    @property
+    def hidden_act(self) -> str: ...
+
+
 class ClipAttention(nn.Module):
-    def __init__(self, config: ClipConfig):
+    def __init__(self, config: LayerSizes):
         super().__init__()
         size = config.hidden_size
         self.heads = config.num_attention_heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
 
-    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
         q, k, v = (split_heads(linear(x), self.heads) for linear in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(merge_heads(attention(q, k, v, q.shape[-1] ** -0.5, mask)))
 
 
 class ClipFeedForward(nn.Module):
-    def __init__(self, config: ClipConfig):
+    def __init__(self, config: LayerSizes):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -54,14 +72,14 @@ class ClipFeedForward(nn.Module):
 
 
 class ClipLayer(nn.Module):
-    def __init__(self, config: ClipConfig):
+    def __init__(self, config: LayerSizes):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = ClipAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ClipFeedForward(config)
 
-    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
         x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -77,7 +95,7 @@ class ClipEmbeddings(nn.Module):
 
 
 class ClipLayers(nn.Module):
-    def __init__(self, config: ClipConfig):
+    def __init__(self, config: LayerSizes):
         super().__init__()
         self.layers = [ClipLayer(config) for _ in range(config.num_hidden_layers)]
 

@@ -84,6 +84,7 @@ class JointView:
     text_modulation: StreamModulation
     rope: mx.array  # of text and image tokens together
     target_tokens: int  # image tokens that are being drawn; reference tokens follow them
+    branch: int = 0  # which text is asked about: 0 the prompt, 1 the negative one of true CFG
 
 
 Residuals = Callable[[str, int, mx.array], mx.array | None]
@@ -97,6 +98,7 @@ class BlockHooks:
     watch_attention: Sequence[Callable[[JointView], None]] = ()
     residuals: Sequence[Residuals] = ()  # (`joint` or `single`, index, image) -> what is added after that block
     target_tokens: int = field(default=0)
+    branch: int = 0
 
 
 NO_HOOKS = BlockHooks()
@@ -273,7 +275,7 @@ class JointBlock(nn.Module):
         image_out = self.attn.to_out[0](image_attended)
         if hooks.edit_attention or hooks.watch_attention:
             tokens = hooks.target_tokens or image.shape[1]
-            view = JointView(index, self, image_qkv, image_attended, text_mod, rope, tokens)
+            view = JointView(index, self, image_qkv, image_attended, text_mod, rope, tokens, hooks.branch)
             for watch in hooks.watch_attention:
                 watch(view)
             image_out = hooks.edit_attention(view, image_out) if hooks.edit_attention else image_out

@@ -15,8 +15,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mflux.errors import ModelError
-from mflux.models.controlnet import ControlNetConfig, FluxControlNet
-from mflux.models.depth_pro import DepthPro, DepthProConfig
 from mflux.models.layers import QuantizedLinear
 from mflux.models.text_clip import ACTIVATIONS, ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
@@ -24,7 +22,7 @@ from mflux.models.transformer import FluxTransformer, TransformerConfig
 from mflux.models.vae import Vae, VaeConfig
 from mflux.runtime import on_cpu
 from mflux.weights.files import TensorInfo, read_header, read_json, read_tensor, tensors_in
-from mflux.weights.layouts import AUTOENCODER, BFL, spellings
+from mflux.weights.layouts import AUTOENCODER, BFL, Rule, spellings
 
 GROUP_SIZE = 64
 MAX_LAYERS, MAX_SIZE = 1000, 2**20  # beyond these a config.json is damaged
@@ -42,9 +40,13 @@ class NetworkKind(NamedTuple):
     tolerated: str  # tensors of the file that may stay unused, a regular expression
     aliases: dict[str, str]  # names in some files -> ours
     prefix: str = ""  # of all our names; transformers 5 saves without it
+    section: str = ""  # of a config.json that also describes other networks
+    sizes: Callable[[Path], Any] | None = None  # of a single file, where they follow from its tensors
+    table: dict[str, Rule] = {}  # noqa: RUF012  (names in single files; nobody changes it)
 
 
-KINDS = {
+# The parts of a model.  A condition that needs a network beside them adds its kind when it is imported.
+KINDS: dict[str, NetworkKind] = {
     "transformer": NetworkKind(TransformerConfig, FluxTransformer, r"$^", {}),
     "text_encoder": NetworkKind(
         ClipConfig,
@@ -60,8 +62,6 @@ KINDS = {
         {"encoder.embed_tokens.weight": "shared.weight"},
     ),
     "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
-    "controlnet": NetworkKind(ControlNetConfig, FluxControlNet, r"$^", {}),
-    "depth_pro": NetworkKind(DepthProConfig, DepthPro, r".*\.mask_token|fov_model\..*", {}),
 }
 
 
@@ -69,6 +69,7 @@ FILE_PREFIXES = {
     "transformer": ("model.diffusion_model.", "diffusion_model."),
     "vae": ("vae.", "first_stage_model."),
 }
+FILE_TABLES = {"transformer": BFL, "vae": AUTOENCODER}  # of single files
 SCALE_LEAVES = ("scale_weight", "weight_scale")  # of float8 weights: weight = stored * scale
 IGNORED_LEAVES = ("scale_input", "input_scale", "scaled_fp8")  # for activations in 8 bit; a marker
 
@@ -79,9 +80,12 @@ def read_config(part: str, folder: Path) -> Any:
     A single file has no config.json: a transformer's sizes come from its shapes, FLUX.1's autoencoder has one size.
     """
     if folder.is_file():
-        return config_from_shapes(folder) if part == "transformer" else KINDS[part].config()
+        sizes = config_from_shapes if part == "transformer" else KINDS[part].sizes
+        return sizes(folder) if sizes else KINDS[part].config()
     path, kind = folder / "config.json", KINDS[part].config
     raw = read_json(path)
+    section = raw.get(KINDS[part].section)
+    raw = {**raw, **section} if isinstance(section, dict) else raw
     values = read_sizes(path, raw, kind)
     if part == "transformer" and not raw.get("out_channels"):
         values["out_channels"] = values.get("in_channels", TransformerConfig.in_channels)
@@ -141,7 +145,7 @@ def whole(value: Any, low: int, high: int) -> bool:
 
 def check_config(path: Path, config: Any) -> None:
     """Refuse sizes that contradict each other."""
-    problem = ""
+    problem = getattr(config, "problem", "")
     if isinstance(config, TransformerConfig):
         if sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope):
             sizes = f"{config.axes_dims_rope} should be even and add up to `attention_head_dim`"
@@ -156,26 +160,10 @@ def check_config(path: Path, config: Any) -> None:
             config.relative_attention_num_buckets // 4
         ):
             problem = "`relative_attention_num_buckets` and `relative_attention_max_distance` make no buckets"
-    elif isinstance(config, DepthProConfig):
-        problem = depth_pro_problem(config)
-    elif any(n == 0 or n % config.norm_num_groups for n in config.block_out_channels):
+    elif isinstance(config, VaeConfig) and any(n == 0 or n % config.norm_num_groups for n in config.block_out_channels):
         problem = f"`norm_num_groups` {config.norm_num_groups} does not divide `block_out_channels`"
     if problem:
         raise ModelError(f"`{path}`: {problem}", CONFIG_HINT)
-
-
-def depth_pro_problem(config: DepthProConfig) -> str:
-    """What contradicts itself in the sizes of Depth Pro, or nothing."""
-    vits = (config.patch_model_config, config.image_model_config, config.fov_model_config)
-    if any(vit.image_size != config.patch_size or vit.image_size % vit.patch_size for vit in vits):
-        return f"`patch_size` {config.patch_size} is not the `image_size` of every encoder, cut into whole patches"
-    if any(vit.hidden_size % vit.num_attention_heads for vit in vits):
-        return "`num_attention_heads` does not divide `hidden_size`"
-    if min(config.scaled_images_ratios) <= 0 or max(config.scaled_images_overlap_ratios) >= 1:
-        return "`scaled_images_ratios` or `scaled_images_overlap_ratios` make no patches"
-    if max(config.intermediate_hook_ids) >= config.patch_model_config.num_hidden_layers:
-        return f"`intermediate_hook_ids` {config.intermediate_hook_ids} are beyond the patch encoder's layers"
-    return ""
 
 
 def expected_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -249,7 +237,7 @@ def folder_sources(part: str, folder: Path) -> dict[str, Source]:
 
 def file_sources(part: str, path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Source]:
     """The tensors of a single file in BFL's or ComfyUI's layout, under our names; fused ones as their rows."""
-    rules = spellings({name.rpartition(".")[0] for name in expected}, BFL if part == "transformer" else AUTOENCODER)
+    rules = spellings({name.rpartition(".")[0] for name in expected}, FILE_TABLES.get(part) or KINDS[part].table)
     found: dict[str, Source] = {}
     infos = own_tensors(part, path)
     for name, info in infos.items():
@@ -278,7 +266,7 @@ def file_sources(part: str, path: Path, expected: dict[str, tuple[int, ...]]) ->
 def own_tensors(part: str, path: Path) -> dict[str, TensorInfo]:
     """The tensors of a part in a single file, without the prefix that all-in-one files give it."""
     infos = read_header(path)
-    for prefix in FILE_PREFIXES[part]:
+    for prefix in FILE_PREFIXES.get(part, ()):
         if any(name.startswith(prefix) for name in infos):
             return {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
     return infos
