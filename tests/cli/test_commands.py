@@ -58,6 +58,7 @@ def test_no_flag_is_there_twice(command):
             "--image-path --canny-image-path --save-canny --canny-low --canny-high --seed --model",
         ),
         ("mflux-generate-depth", "--image-path --depth-image-path --save-depth-map --seed --model --guidance"),
+        ("mflux-upscale", "--controlnet-image-path --controlnet-strength --height --width --guidance --vae-tiling"),
         ("mflux-save-depth", "--image-path --output --quantize -q"),
         (
             "mflux-generate-controlnet",

@@ -266,3 +266,18 @@ def test_values_of_an_ip_adapter_are_told_by_their_flags(refused, blind, files, 
     adapter = (*file, "--ip-adapter-image", files[0], "--ip-adapter-encoder", oracle_model("clip-vision"))
     scaled = refused(*blind("dev"), *adapter, "--ip-adapter-scale", "3")
     assert scaled == ["`--ip-adapter-scale`: 3.0 is out of range", "give a number from 0 to 2"]
+
+
+def test_upscale_enlarges_without_a_prompt(cli, files, net, oracle_model):
+    model = ("--model", str(oracle_model("dev")), "--steps", "1", "--max-sequence-length", "8", "--seed", "1")
+    flags = ("--controlnet-image-path", files[0], "--controlnet-model", net, "--scale", "2")
+    assert cli(*model, *flags, command="mflux-upscale").out == "image.png\n"
+    assert Image.open("image.png").size == (128, 96)
+
+
+def test_upscale_without_a_picture_is_refused(refused):
+    words = ("--model", "no-such-model")
+    assert refused(*words, command="mflux-upscale") == [
+        "`--controlnet-image-path` is missing",
+        "give the picture to enlarge",
+    ]

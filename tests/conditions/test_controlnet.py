@@ -119,7 +119,7 @@ class Counting(Condition):
     calls: list
 
     def prepare(self, stage):
-        return Prepared(bind=lambda run: Hooks(residuals=[lambda latents, at: self.calls.append(at.index)]))
+        return Prepared(bind=lambda run: Hooks(residuals=[lambda latents, at, cells: self.calls.append(at.index)]))
 
 
 def test_with_true_cfg_residuals_are_made_once_a_step_and_shared(trajectory, net):

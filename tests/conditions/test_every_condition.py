@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint, IPAdapter
+from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint, IPAdapter, Upscale
 from mflux.engine.slots import Condition, request_from_json
 
 MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
@@ -76,6 +76,12 @@ ROWS = [
         "controlnets of different depth",
         "dev",
         lambda picture, mask: [ControlNet(picture, CONTROLNET), ControlNet(picture, UNION, mode="depth", end=0.7)],
+    ),
+    Row(
+        "upscale",
+        "dev",
+        lambda picture, mask: [Upscale(picture, model=CONTROLNET)],
+        off=lambda picture, mask: [Upscale(picture, strength=0, model=CONTROLNET)],
     ),
     Row(
         "ip-adapter",

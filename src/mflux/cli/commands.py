@@ -94,6 +94,15 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
     )
 
 
+def upscale_conditions(values: Values) -> tuple[Any, ...]:
+    if "image" not in values:
+        raise UsageError("`--controlnet-image-path` is missing", "give the picture to enlarge")
+    from mflux import conditions
+
+    names = {"Upscale.model": "model"} | {name: name for name in ("image", "strength", "scale")}
+    return (conditions.Upscale(**{field: values[key] for key, field in names.items() if key in values}),)
+
+
 def depth_model(owner: str) -> Option:
     return Option("--depth-model", f"{owner}.depth_model", "hub id or folder of another Depth Pro")
 
@@ -265,6 +274,26 @@ COMMANDS = (
         ),
         controlnet_conditions,
         default_model="dev",
+    ),
+    Command(
+        "mflux-upscale",
+        "Enlarge a picture and draw its detail, with an upscaling ControlNet beside the model.",
+        "upscaler",
+        (
+            *SHARED,
+            Option("--controlnet-image-path --image-path", "Upscale.image", "the picture"),
+            Option("--scale", "Upscale.scale", "by how much, 1 to 16, without a size (default 1)", {"type": real}),
+            Option(
+                "--controlnet-strength",
+                "Upscale.strength",
+                "how closely, 0 to 2 (default 0.4)",
+                {"type": real},
+            ),
+            Option("--controlnet-model", "Upscale.model", "hub id or folder of another ControlNet", qualified=True),
+        ),
+        upscale_conditions,
+        default_model="dev-upscaler",
+        needs_prompt=False,
     ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

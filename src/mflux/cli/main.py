@@ -99,7 +99,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     if run.batch_size is not None:
         check_number("batch_size", run.batch_size, 1, 1000, whole=True)
     seeds = choose_seeds(run)
-    prompt = read_prompt(run)
+    prompt = read_prompt(run, command.needs_prompt)
     targets = output_names(run.output, seeds)
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = command.conditions(values)
@@ -189,8 +189,10 @@ def choose_model(command: Command, run: Run, base_model: str | None) -> tuple[st
     return name, base_model
 
 
-def read_prompt(run: Run) -> str:
-    """The prompt from the flag, stdin or a file."""
+def read_prompt(run: Run, needed: bool = True) -> str:
+    """The prompt from the flag, stdin or a file; empty where there is none and none is needed."""
+    if not needed and run.prompt is None and run.prompt_file is None:
+        return ""
     if (run.prompt is None) == (run.prompt_file is None):
         problem = "both `--prompt` and `--prompt-file` are given" if run.prompt is not None else "there is no prompt"
         raise UsageError(problem, "give one of `--prompt TEXT`, `--prompt -` (stdin) and `--prompt-file FILE`")

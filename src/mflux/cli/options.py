@@ -66,6 +66,7 @@ class Command:
     conditions: Callable[[Values], tuple[Any, ...]] = lambda values: ()
     default_model: str = ""
     work: str = ""
+    needs_prompt: bool = True
 
 
 PROMPTS = (

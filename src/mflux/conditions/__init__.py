@@ -12,6 +12,7 @@ HOMES = {
     "IPAdapter": "ip_adapter",
     "ImageToImage": "image_to_image",
     "Inpaint": "inpaint",
+    "Upscale": "upscale",
 }
 __all__ = sorted(HOMES)
 

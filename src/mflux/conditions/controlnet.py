@@ -117,20 +117,21 @@ class Steering:
         self.network, self.mode, self.strength = network, mode, strength
         self.blocks = {"joint": plan.transformer.num_layers, "single": plan.transformer.num_single_layers}
         self.steps = [plan.first + i for i in range(plan.steps) if in_window(i, plan.steps, *window)]
-        self.context = Network(network, plan.height, plan.width, Inputs(text=run.inputs.text))
+        self.context = Network(network, *plan.seen, Inputs(text=run.inputs.text))
         self.control = control
         guidance = (run.branches[0].guidance or DEFAULT_GUIDANCE) if network.config.guidance_embeds else None
         self.branch: Branch = replace(run.branches[0], guidance=guidance)  # Unlike CFG's: the prompt's alone
         if self.steps:
             self.context.tabulate(self.branch, tuple(plan.sigmas[step] for step in self.steps))
 
-    def __call__(self, latents: mx.array, at: At) -> Residuals | None:
+    def __call__(self, latents: mx.array, at: At, cells: mx.array | None = None) -> Residuals | None:
         if at.index not in self.steps:
             return None
         context, batch = self.context, latents.shape[0]
         text = context.text(self.branch, batch)
         rope = context.rope(text.shape[1] + (self.mode is not None))
-        control, table = context.widened(self.control, batch), context.table(self.branch, at.sigma)
+        control = context.widened(self.control if cells is None else self.control[:, cells], batch)
+        table = context.table(self.branch, at.sigma)
         found = self.network(latents.astype(context.dtype), control, text, table, rope, self.mode)
         residuals = {"joint": found.joint, "single": found.single}
 

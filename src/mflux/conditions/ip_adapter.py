@@ -127,7 +127,7 @@ class IPAdapter(Condition):
             def add(kind: str, index: int, image: mx.array) -> mx.array | None:
                 return found.pop(index) if kind == "joint" else None
 
-            def residuals(latents: mx.array, at: At) -> Residuals:
+            def residuals(latents: mx.array, at: At, cells: mx.array | None) -> Residuals:
                 return add
 
             return Hooks(watch_attention=[watch], residuals=[residuals])

@@ -233,7 +233,7 @@ class Flux1:
         """Denoise some seeds in one pass and decode them."""
         inputs = all_inputs(prepared)
         hooks = merge([each.bind(Run(plan, noise, branches, inputs)) for each in prepared])
-        network = Network(self.parts.get("transformer"), plan.height, plan.width, inputs)
+        network = Network(self.parts.get("transformer"), *plan.seen, inputs)
         velocity = GuidedVelocity(network, branches, plan, hooks)
         latents = noise
         for step in hooks.start or ():

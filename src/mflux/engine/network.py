@@ -7,6 +7,7 @@ from mlx.utils import tree_map
 from mflux.engine.denoise import At
 from mflux.engine.latents import grid_ids
 from mflux.engine.slots import Branch, Hooks, Inputs, Plan
+from mflux.engine.tiles import blended, cut
 from mflux.models.transformer import BlockHooks, FluxBlocks, ModulationTable, rope_table
 
 
@@ -45,14 +46,23 @@ class Network:
         return self.transformer.modulate(sigma, guidance, pooled.astype(self.dtype))
 
     def velocity(
-        self, branch: Branch, latents: mx.array, sigma: mx.array | float, hooks: BlockHooks | None = None
+        self,
+        branch: Branch,
+        latents: mx.array,
+        sigma: mx.array | float,
+        hooks: BlockHooks | None = None,
+        cells: mx.array | None = None,
     ) -> mx.array:
-        """d latents / d sigma, float32.  latents: (B, S, 64); sigma: a tabulated level, or levels (B,)."""
+        """d latents / d sigma, float32.  latents: (B, S, 64); sigma: a tabulated level, or levels (B,).
+
+        cells: which of the picture's tokens the latents are; None: all.
+        """
         batch, count = latents.shape[:2]
         table = self.table(branch, sigma)
         tokens = latents.astype(self.dtype)
         if self.inputs.channels is not None:
-            tokens = mx.concatenate([tokens, self.widened(self.inputs.channels, batch)], axis=-1)
+            channels = self.inputs.channels if cells is None else self.inputs.channels[:, cells]
+            tokens = mx.concatenate([tokens, self.widened(channels, batch)], axis=-1)
         references = [self.widened(reference, batch) for reference, _ in self.inputs.tokens]
         tokens = mx.concatenate([tokens, *references], axis=1) if references else tokens
         text = self.text(branch, batch)
@@ -78,20 +88,29 @@ class GuidedVelocity:
 
     def __init__(self, network: Network, branches: tuple[Branch, ...], plan: Plan, hooks: Hooks):
         self.network, self.branches, self.hooks, self.true_cfg = network, branches, hooks, plan.true_cfg
+        self.tiles = cut(plan.height, plan.width, plan.tile) if plan.tile else ()
         for branch in branches:
             network.tabulate(branch, plan.sigmas[plan.first : -1])
 
     def __call__(self, latents: mx.array, at: At) -> mx.array:
+        if self.tiles:
+            velocity = blended(lambda part, cells: self.guided(part, at, cells), latents, self.tiles)
+        else:
+            velocity = self.guided(latents, at)
+        for steer in self.hooks.steer:
+            velocity = steer(velocity, latents, at)
+        return velocity
+
+    def guided(self, latents: mx.array, at: At, cells: mx.array | None = None) -> mx.array:
+        """The velocity of a picture or one of its tiles, true CFG included."""
         hooks = self.hooks
-        residuals = [found for make in hooks.residuals if (found := make(latents, at))]
+        residuals = [found for make in hooks.residuals if (found := make(latents, at, cells))]
 
         def ask(index: int, branch: Branch) -> mx.array:
             views = BlockHooks(hooks.edit_attention, hooks.watch_attention, residuals, latents.shape[1], index)
-            return self.network.velocity(branch, latents, at.sigma, views)
+            return self.network.velocity(branch, latents, at.sigma, views, cells)
 
         velocity, *negative = (ask(*pair) for pair in enumerate(self.branches))
         if negative:
             velocity = negative[0] + self.true_cfg * (velocity - negative[0])
-        for steer in self.hooks.steer:
-            velocity = steer(velocity, latents, at)
         return velocity

@@ -25,6 +25,8 @@ CONDITION_KEYS = {
     ("Control", "source"): "image_path",
     ("ControlNet", "source"): "controlnet_image_path",
     ("ControlNet", "strength"): "controlnet_strength",
+    ("Upscale", "image"): "controlnet_image_path",
+    ("Upscale", "strength"): "controlnet_strength",
 }
 
 

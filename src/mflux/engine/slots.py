@@ -44,6 +44,7 @@ class Draft:
     width: int | None = None
     own_size: bool = False  # the canvas is a source's own size, padded; nobody asked for another
     first: int = 0  # the first step that runs
+    tile: tuple[int, int] | None = None  # height and width of the tiles that are drawn, px; None: all at once
     channels: int = TOKEN_CHANNELS  # per image token at the network's input
     channels_by: str = ""  # the condition that adds channels
     channels_model: str = "dev"  # an alias whose network takes so many
@@ -113,6 +114,7 @@ class Plan:
     height: int
     width: int
     own_size: bool
+    tile: tuple[int, int] | None
     sigmas: tuple[float, ...]
     first: int
     guidance: float | None
@@ -134,6 +136,11 @@ class Plan:
     def tokens(self) -> int:
         return self.height * self.width // CELL**2
 
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width that the network sees at once, px."""
+        return self.tile or (self.height, self.width)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -153,8 +160,9 @@ class Branch:
     guidance: float | None
 
 
-# (latents, at) -> what is added after each block in this step, for all branches; None: nothing.
-StepResiduals = Callable[[mx.array, At], Residuals | None]
+# (latents, at, cells) -> what is added after each block in this step, for all branches; None: nothing.  cells: which
+# of the picture's tokens the latents are; None: all.
+StepResiduals = Callable[[mx.array, At, mx.array | None], Residuals | None]
 
 
 @dataclass(frozen=True)
