@@ -14,10 +14,13 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
 from mflux.cli.main import Run
+from mflux.cli.outpaint_canvas import OutpaintCanvas
+from mflux.cli.paint_mask import PaintMask
 from mflux.cli.save_depth import SaveDepth
 from mflux.engine.request import Request
 
-READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "SaveDepth": SaveDepth}
+READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1}
+READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 
 
@@ -58,6 +61,8 @@ def test_no_flag_is_there_twice(command):
             "--image-path --canny-image-path --save-canny --canny-low --canny-high --seed --model",
         ),
         ("mflux-generate-depth", "--image-path --depth-image-path --save-depth-map --seed --model --guidance"),
+        ("mflux-outpaint-canvas", "--image-outpaint-padding"),
+        ("mflux-mask", "--output --port"),
         ("mflux-upscale", "--controlnet-image-path --controlnet-strength --height --width --guidance --vae-tiling"),
         ("mflux-save-depth", "--image-path --output --quantize -q"),
         (

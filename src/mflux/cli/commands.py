@@ -276,6 +276,34 @@ COMMANDS = (
         default_model="dev",
     ),
     Command(
+        "mflux-outpaint-canvas",
+        "Put room around a picture, and write its mask: what mflux-generate-fill needs to paint beyond the borders.",
+        "",
+        (
+            Option("IMAGE", "OutpaintCanvas.image", "the picture"),
+            Option(
+                "--image-outpaint-padding --outpaint-padding",
+                "OutpaintCanvas.outpaint",
+                "top, right, bottom, left in px or per cent, as in CSS: `0,25%,0,25%`",
+            ),
+        ),
+        work="outpaint_canvas",
+    ),
+    Command(
+        "mflux-mask",
+        "Paint a mask over a picture, in a page of the browser that only this machine can open.",
+        "",
+        (
+            Option("IMAGE", "PaintMask.image", "the picture"),
+            Option("--output", "PaintMask.output", "png or webp (default: <picture>_mask.png beside it)"),
+            Option(
+                "--port", "PaintMask.port", "of the page, 1024 to 65535 (default: one that is free)", {"type": whole}
+            ),
+            Option("--no-browser", "PaintMask.no_browser", "print the address only", {"action": "store_true"}),
+        ),
+        work="paint_mask",
+    ),
+    Command(
         "mflux-upscale",
         "Enlarge a picture and draw its detail, with an upscaling ControlNet beside the model.",
         "upscaler",

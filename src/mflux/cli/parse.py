@@ -34,13 +34,12 @@ class Once(argparse.Action):
 def build_parser(command: Command) -> Parser:
     parser = Parser(prog=command.name, description=command.summary, allow_abbrev=False)
     for option in command.options:
-        parser.add_argument(
-            *option.flags.split(),
-            dest=option.name,
-            help=option.help,
-            default=argparse.SUPPRESS,
-            **settings(option.flag, option.parse),
-        )
+        kind: dict[str, Any] = {"help": option.help.replace("%", "%%"), "default": argparse.SUPPRESS}
+        if option.flag.startswith("-"):
+            kind |= {"dest": option.name, **settings(option.flag, option.parse)}
+            parser.add_argument(*option.flags.split(), **kind)
+        else:  # a value without a flag; whether it is missing is the command's to say
+            parser.add_argument(option.name, metavar=option.flag, nargs="?", **kind)
     return parser
 
 

@@ -3,6 +3,7 @@
 Everything outside a mask is kept by selecting the source's own bytes, never by blending.  White (128..255) is painted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from mflux.engine.request import CELL
 from mflux.errors import UsageError
 from mflux.images.picture import Picture, PictureSource, open_grey
-from mflux.images.sizes import Box, crop_box, fit
+from mflux.images.sizes import Box, crop_box, fit, parse_padding
 
 PAINT_FROM = 128  # 8-bit value from which a mask is white: 0.5, as in diffusers
 
@@ -91,6 +92,19 @@ def open_canvas(picture: Picture, mask: PictureSource, size: tuple[int, int] | N
         grey = grey.resize((size[1], size[0]), Image.Resampling.LANCZOS)
         picture = picture.resized(*size)
     return Canvas(picture, np.asarray(grey), pad(picture.rgb), pad(painted(grey)))
+
+
+def outpainted(
+    picture: Picture, mask: PictureSource | None, padding: str | Sequence[int | str]
+) -> tuple[Picture, np.ndarray]:
+    """A picture with room around it, and the mask of that room, (H, W) uint8; a mask of the picture is kept in it."""
+    grey = np.zeros((picture.height, picture.width), np.uint8)
+    if mask is not None:
+        grey = np.asarray(open_mask(mask, picture, "mask"))
+    top, right, bottom, left = parse_padding(padding, picture.height, picture.width)
+    room = ((top, bottom), (left, right))
+    pixels = np.pad(picture.pixels, [*room, (0, 0)], mode="edge")
+    return Picture(pixels, picture.icc), np.pad(grey, room, constant_values=255)
 
 
 def painted(grey: Image.Image) -> np.ndarray:
