@@ -24,9 +24,9 @@ MAX_STEM_BYTES = 120
 PLAIN = frozenset(
     re.findall(
         r"\w+",
-        """a an and are as at be been but by can do does for from had has have her his how i if in into is it its just my
-        near no not of on onto or our out over she so some such than that the their them then there these they this to
-        under up very was we were what when where which while who will with you your""",
+        """a an and are as at be been but by can do does for from had has have her his how i if in into is it its just
+        my near no not of on onto or our out over she so some such than that the their them then there these they this
+        to under up very was we were what when where which while who will with you your""",
     )
 )
 

@@ -58,9 +58,9 @@ def test_no_flag_is_there_twice(command):
         ("mflux-generate-fill", "--prompt --model --image-path --masked-image-path --mask-path --no-composite --seed"),
         (
             "mflux-generate-canny",
-            "--image-path --canny-image-path --save-canny --canny-low --canny-high --seed --model",
+            "--image-path --canny-image-path --save-canny --canny-low --canny-high --seed --model --fit",
         ),
-        ("mflux-generate-depth", "--image-path --depth-image-path --save-depth-map --seed --model --guidance"),
+        ("mflux-generate-depth", "--image-path --depth-image-path --save-depth-map --seed --model --guidance --fit"),
         ("mflux-outpaint-canvas", "--image-outpaint-padding"),
         ("mflux-mask", "--output --port"),
         ("mflux-upscale", "--controlnet-image-path --controlnet-strength --height --width --guidance --vae-tiling"),
@@ -68,7 +68,7 @@ def test_no_flag_is_there_twice(command):
         (
             "mflux-generate-controlnet",
             "--controlnet-image-path --controlnet-model --controlnet-strength --control-mode --control-start "
-            "--control-end --control-map --controlnet-save-canny --canny-low --canny-high --model --seed",
+            "--control-end --control-map --controlnet-save-canny --canny-low --canny-high --model --seed --fit",
         ),
     ],
 )

@@ -45,6 +45,20 @@ def test_a_map_of_another_size_is_stretched_to_the_asked_one(random_flux):
     assert same(draw(random_flux, Control(picture(100, 30))), draw(random_flux, Control(stretched)))
 
 
+@pytest.mark.parametrize("how", ["crop", "pad"])
+def test_crop_and_pad_keep_the_map_s_proportions(random_flux, how):
+    tall = picture(96, 32)
+    scaled = np.asarray(
+        Image.fromarray(tall).resize((64, 192) if how == "crop" else (16, 48), Image.Resampling.LANCZOS)
+    )
+    wanted = scaled[72:120] if how == "crop" else np.pad(scaled, [(0, 0), (24, 24), (0, 0)], mode="edge")
+    found, given, stretched = (
+        np.asarray(draw(random_flux, each).image, int)
+        for each in (Control(tall, fit=how), Control(wanted), Control(tall))
+    )
+    assert np.abs(found - given).mean() < 0.5 < 5 < np.abs(found - stretched).mean()
+
+
 def test_without_a_size_the_run_has_the_map_s_proportions_at_the_model_s_own_area(random_flux):
     plan = random_flux("control").plan(1, "x", Config(**STEPS), conditions=[Control(picture(40, 160))])
     assert (plan.height, plan.width) == (512, 2048)  # 1024^2 px
@@ -58,6 +72,7 @@ def test_without_a_size_the_run_has_the_map_s_proportions_at_the_model_s_own_are
         (Control(), "there is no control image"),
         (Control(picture(), source=picture()), "both `image` and `source`"),
         (Control(picture(), kind="pose"), "'pose' is unknown"),
+        (Control(picture(), fit="tile"), "'tile' is unknown"),
         (Control(picture(), canny_low=-1), "-1 is out of range"),
         (Control(picture(), canny_high=float("nan")), "nan is not a number"),
         (Control("no-such.png"), "there is no file `no-such.png`"),

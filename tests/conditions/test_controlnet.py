@@ -13,9 +13,12 @@ from safetensors.numpy import load_file, save_file
 from mflux import Config, Flux1, ModelError, UsageError
 from mflux.conditions import ControlNet
 from mflux.conditions.controlnet import MODES, in_window, mode_number
+from mflux.engine.latents import grid_ids
 from mflux.engine.slots import Condition, Hooks, Prepared
 from mflux.images.canny import canny
 from mflux.models.controlnet import residual_of
+from mflux.models.transformer import rope_table
+from mflux.weights.load import load_network
 from mflux.weights.resolve import Side
 
 CONFIG = Config(num_inference_steps=4, max_sequence_length=16, height=48, width=64)
@@ -274,3 +277,18 @@ def test_neighbouring_blocks_share_a_residual(residuals, blocks, used, last):
 
 def test_no_residuals_add_nothing():
     assert residual_of([], 3, 38) is None
+
+
+def test_the_mode_is_one_more_text_token_of_the_controlnet_alone(union, net):
+    """Residuals are those of the image tokens; the mode's token has a position, so rope is longer by one."""
+    network, plain = load_network("controlnet", Path(union)), load_network("controlnet", Path(net))
+    text, tokens = mx.random.normal((1, 5, 48)), mx.random.normal((1, 12, 64))
+    table = network.modulate(mx.array([0.5]), mx.array([3.5]), mx.zeros((1, 32)))
+    ids = np.concatenate([np.zeros((6, 3)), grid_ids(48, 64)])
+    found = network(tokens, tokens, text, table, rope_table(ids, network.config.axes_dims_rope), 1)
+    assert [each.shape for each in (*found.joint, *found.single)] == [(1, 12, 48)]
+    with pytest.raises(ValueError, match="broadcast"):
+        network(tokens, tokens, text, table, rope_table(ids[1:], network.config.axes_dims_rope), 1)
+    table = plain.modulate(mx.array([0.5]), mx.array([3.5]), mx.zeros((1, 32)))
+    found = plain(tokens, tokens, text, table, rope_table(ids[1:], plain.config.axes_dims_rope))
+    assert [each.shape for each in (*found.joint, *found.single)] == [(1, 12, 48)] * 3

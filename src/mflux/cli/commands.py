@@ -58,7 +58,7 @@ def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ..
         raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
     from mflux import conditions
 
-    names = ("image", "source", "canny_low", "canny_high", "depth_model")
+    names = ("image", "source", "canny_low", "canny_high", "depth_model", "fit")
     return (conditions.Control(kind=kind, **{name: values[name] for name in names if name in values}),)
 
 
@@ -81,7 +81,7 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
             raise UsageError(problem, "give one for all, or one for each", key)
     from mflux import conditions
 
-    shared = {name: values[name] for name in ("canny_low", "canny_high", "depth_model") if name in values}
+    shared = {name: values[name] for name in ("canny_low", "canny_high", "depth_model", "fit") if name in values}
     return tuple(
         conditions.ControlNet(
             **{name: picture},
@@ -101,6 +101,10 @@ def upscale_conditions(values: Values) -> tuple[Any, ...]:
 
     names = {"Upscale.model": "model"} | {name: name for name in ("image", "strength", "scale")}
     return (conditions.Upscale(**{field: values[key] for key, field in names.items() if key in values}),)
+
+
+def fit(owner: str) -> Option:
+    return Option("--fit", f"{owner}.fit", "how the map is brought to an asked size: stretch (default), crop or pad")
 
 
 def depth_model(owner: str) -> Option:
@@ -171,6 +175,7 @@ COMMANDS = (
             Option("--image-path", "Control.source", "the picture whose edges to use"),
             Option("--canny-image-path", "Control.image", "a map of edges, in place of a picture"),
             *thresholds("Control", 50, 200),
+            fit("Control"),
             Option(
                 "--save-canny",
                 "Run.side_files",
@@ -190,6 +195,7 @@ COMMANDS = (
             Option("--image-path", "Control.source", "the picture whose depth to use"),
             Option("--depth-image-path", "Control.image", "a depth map, near is bright, in place of a picture"),
             depth_model("Control"),
+            fit("Control"),
             Option(
                 "--save-depth-map",
                 "Run.side_files",
@@ -265,6 +271,7 @@ COMMANDS = (
             ),
             *thresholds("ControlNet", 100, 200),
             depth_model("ControlNet"),
+            fit("ControlNet"),
             Option(
                 "--controlnet-save-canny",
                 "Run.side_files",

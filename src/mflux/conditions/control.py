@@ -18,9 +18,10 @@ KINDS = ("depth", "canny")
 class Control(Condition):
     """Draw after a depth map (near is bright) or a map of edges, with a checkpoint made for it.
 
-    image: the map: path, PIL image or uint8 array, stretched to the run's size.  source: a picture to make the map
+    image: the map: path, PIL image or uint8 array.  source: a picture to make the map
     from, in its place.  kind: `depth` or `canny`.  canny_low, canny_high: thresholds of the edges, 0..3000.
-    depth_model: hub id or folder of another Depth Pro.  Without a size the run has the picture's proportions.
+    depth_model: hub id or folder of another Depth Pro.  fit: how the map is brought to an asked size: `stretch`, `crop`
+    or `pad`; without a size the run has the picture's proportions.
     """
 
     image: PictureSource | None = field(default=None, metadata=PICTURE)
@@ -29,10 +30,12 @@ class Control(Condition):
     canny_low: float = 50.0  # Black Forest Labs' own, on RGB
     canny_high: float = 200.0
     depth_model: str = ""
+    fit: str = "stretch"
 
     @property
     def _map(self) -> MapSource:
-        return MapSource(self.image, self.source, self.kind, self.canny_low, self.canny_high, self.depth_model)
+        thresholds = self.canny_low, self.canny_high
+        return MapSource(self.image, self.source, self.kind, *thresholds, self.depth_model, self.fit)
 
     def plan(self, draft: Draft) -> Draft:
         check_choice("kind", self.kind, KINDS)

@@ -12,7 +12,7 @@ from mflux.conditions.maps import MapSource, encode_map
 from mflux.engine.denoise import At
 from mflux.engine.network import Network
 from mflux.engine.request import check_number, short
-from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Inputs, Prepared, Run, Stage
+from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Prepared, Run, Stage
 from mflux.errors import UsageError
 from mflux.images.picture import PictureSource
 from mflux.models.controlnet import ControlNetConfig, FluxControlNet, residual_of
@@ -32,12 +32,12 @@ DEFAULT_GUIDANCE = 3.5  # where the ControlNet takes guidance and the model, sch
 class ControlNet(Condition):
     """Steer by a map with a ControlNet beside any 64-channel model; several may be given.
 
-    image: the map: path, PIL image or uint8 array, stretched to the run's size.  model: hub id or folder; the default
+    image: the map: path, PIL image or uint8 array.  model: hub id or folder; the default
     is the edge ControlNet of the model's family.  strength: 0..2, 0 is off.  mode: which kind of map, for union
     ControlNets: a name of MODES or its number.  start, end: the part of the steps in which it works, 0 <= start < end
     <= 1.  source: a picture to make the map from, in place of `image`: its edges, with the mode `depth` its depth, with
     `tile` or `low-quality` itself.  canny_low, canny_high: thresholds of the edges.  depth_model: hub id or folder of
-    another Depth Pro.  Raises UsageError where ControlNet and model differ in width.
+    another Depth Pro.  fit: as in Control.  Raises UsageError where ControlNet and model differ in width.
     """
 
     image: PictureSource | None = field(default=None, metadata=PICTURE)
@@ -50,11 +50,13 @@ class ControlNet(Condition):
     canny_low: float = 100.0  # mflux's own
     canny_high: float = 200.0
     depth_model: str = ""
+    fit: str = "stretch"
 
     @property
     def _map(self) -> MapSource:
         kind = "canny" if self.mode is None else mode_name(self.mode)
-        return MapSource(self.image, self.source, kind, self.canny_low, self.canny_high, self.depth_model)
+        thresholds = self.canny_low, self.canny_high
+        return MapSource(self.image, self.source, kind, *thresholds, self.depth_model, self.fit)
 
     def plan(self, draft: Draft) -> Draft:
         check_number("strength", self.strength, 0, 2)
@@ -117,7 +119,7 @@ class Steering:
         self.network, self.mode, self.strength = network, mode, strength
         self.blocks = {"joint": plan.transformer.num_layers, "single": plan.transformer.num_single_layers}
         self.steps = [plan.first + i for i in range(plan.steps) if in_window(i, plan.steps, *window)]
-        self.context = Network(network, *plan.seen, Inputs(text=run.inputs.text))
+        self.context = Network(network, *plan.seen, replace(run.inputs, channels=None, tokens=()))
         self.control = control
         guidance = (run.branches[0].guidance or DEFAULT_GUIDANCE) if network.config.guidance_embeds else None
         self.branch: Branch = replace(run.branches[0], guidance=guidance)  # Unlike CFG's: the prompt's alone

@@ -8,14 +8,15 @@ from PIL import Image
 
 from mflux.conditions.depth import depth_map
 from mflux.engine.latents import pack_latents
-from mflux.engine.request import check_number
+from mflux.engine.request import check_choice, check_number
 from mflux.engine.slots import Draft, Stage
 from mflux.errors import UsageError
 from mflux.images.canny import canny
 from mflux.images.picture import Picture, PictureSource, open_picture, to_pixels
-from mflux.images.sizes import of_area
+from mflux.images.sizes import fit, of_area
 from mflux.weights.resolve import Side, default_side, find_side
 
+FITS = ("stretch", "crop", "pad")
 MADE = ("canny", "depth")  # kinds that are made from a picture
 MAX_GRADIENT = 3000  # |dx| + |dy| of 8-bit pixels stays below 2041
 
@@ -25,6 +26,8 @@ class MapSource:
     """Where a control map comes from: `image`, a map, or `source`, a picture to make one of `kind` from.
 
     kind: `canny` or `depth`; anything else takes the picture as it is.  depth_model: hub id or folder of Depth Pro.
+    fit: how it is brought to the run's size: by `stretch`, `crop` (proportions kept, the overflow cut) or `pad` (the
+    borders filled by the outermost rows or columns).
     """
 
     image: PictureSource | None
@@ -33,6 +36,7 @@ class MapSource:
     canny_low: float
     canny_high: float
     depth_model: str = ""
+    fit: str = "stretch"
 
     def open(self) -> Picture:
         """The picture.  Raises UsageError unless exactly one is given."""
@@ -47,6 +51,7 @@ class MapSource:
     def plan(self, draft: Draft) -> Draft:
         """Check the picture; without an asked size the run gets its proportions, at the model's own number of px."""
         picture = self.open()
+        check_choice("fit", self.fit, FITS)
         for name in ("canny_low", "canny_high"):
             check_number(name, getattr(self, name), 0, MAX_GRADIENT)
         if self._finds_depth:
@@ -59,8 +64,8 @@ class MapSource:
         picture, size = self.open(), (stage.plan.height, stage.plan.width)
         if self._finds_depth:
             depth = depth_map(stage.network(self._estimator(stage.plan.row.family)), picture.rgb)
-            return Picture(np.repeat(depth[..., None], 3, axis=2)).resized(*size).rgb
-        rgb = picture.resized(*size).rgb
+            return self._sized(Picture(np.repeat(depth[..., None], 3, axis=2)), *size)
+        rgb = self._sized(picture, *size)
         if self.source is None or self.kind != "canny":
             return rgb
         return np.repeat(canny(rgb, self.canny_low, self.canny_high)[..., None], 3, axis=2)
@@ -68,6 +73,11 @@ class MapSource:
     def artifacts(self, made: np.ndarray) -> dict[str, Image.Image]:
         """The map for who wants to keep it, where it was made here."""
         return {} if self.source is None or self.kind not in MADE else {self.kind: Image.fromarray(made)}
+
+    def _sized(self, picture: Picture, height: int, width: int) -> np.ndarray:
+        if self.fit == "stretch":
+            return picture.resized(height, width).rgb
+        return np.asarray(fit(Image.fromarray(picture.rgb), height, width, cover=self.fit == "crop"))
 
     @property
     def _finds_depth(self) -> bool:
