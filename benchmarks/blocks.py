@@ -17,7 +17,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from mflux.models.transformer import FluxTransformer, TransformerConfig, rope_table
-from mflux.weights.load import convert, put, quantize_module
+from mflux.weights.load import put, quantize_module
 from mlx.utils import tree_flatten, tree_unflatten
 
 TEXT, SIDE_TOKENS = 256, 16
@@ -28,9 +28,7 @@ def ours_from(reference: FluxTransformer2DModel) -> FluxTransformer:
     """Our transformer with the reference's weights."""
     network = FluxTransformer(TransformerConfig(**SIZES))
     tensors = {name: mx.array(value.numpy()) for name, value in reference.state_dict().items()}
-    network.update(
-        tree_unflatten([(name, convert(tensors[name], None)) for name, _ in tree_flatten(network.parameters())])
-    )
+    network.update(tree_unflatten([(name, tensors[name]) for name, _ in tree_flatten(network.parameters())]))
     mx.eval(network.parameters())
     return network
 

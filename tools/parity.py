@@ -34,14 +34,14 @@ from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import rope_table
-from mflux.engine.parts import ADAPTABLE
 from mflux.weights.files import read_header, read_tensor
 from mflux.conditions.depth import normalised
 from mflux.conditions.ip_adapter import clip_pixels
 from mflux.models.depth_pro import DepthPro, resize_bilinear
-from mflux.weights.load import check, load_network, read_config
+from mflux.weights.kinds import read_config
+from mflux.weights.load import check, load_network
 from mflux.weights.load import fill as fill_network
-from mflux.weights.lora_files import attach, read_lora
+from mflux.weights.lora_files import ADAPTABLE, attach, read_lora
 
 Tensors = dict[str, Any]
 DIFFUSERS_SIDE = 1024
@@ -259,7 +259,7 @@ def canny_edges(case: Case) -> Tensors:
 
 def depth_pro(case: Case) -> Tensors:
     network = DepthPro(read_config("depth_pro", case.model()), field_of_view=True)
-    network = fill_network("depth_pro", network, check("depth_pro", case.model(), network), None, None)
+    network = fill_network(network, check("depth_pro", case.model(), network), None, None)
     pixels, size = mx.array(to_pixels(open_picture(case.path("image"), "image").rgb)), network.config.image_size
     found, (height, width) = network(pixels), case.args["target_size"]
     assert found.field_of_view is not None

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from inspect import signature
 from pathlib import Path
 
@@ -13,20 +13,23 @@ from safetensors.numpy import save_file
 
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
+from mflux.cli.inspect import check, info, lora_library
 from mflux.cli.main import Run
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
 from mflux.cli.save_depth import SaveDepth
 from mflux.engine.request import Request
+from mflux.weights.save import Saving
 
-READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1}
+READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Saving": Saving}
+READERS |= {"info": info, "check": check, "lora_library": lora_library}
 READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 
 
 def readable(name: str) -> set[str]:
     reader = READERS.get(name) or getattr(conditions, name)
-    return set(signature(reader).parameters) if reader is Flux1 else {each.name for each in fields(reader)}
+    return {each.name for each in fields(reader)} if is_dataclass(reader) else set(signature(reader).parameters)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

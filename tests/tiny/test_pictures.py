@@ -7,6 +7,8 @@ import pytest
 from evaluate import SETS, SHIPPED, evaluate, product_painter
 from evaluate_fill import evaluate_fill
 from evaluate_fill import product_painter as product_filler
+from evaluate_kontext import evaluate_kontext
+from evaluate_kontext import product_painter as product_editor
 
 GUIDANCE = 3.5
 COUNT = 24
@@ -23,6 +25,13 @@ def test_the_picture_shows_what_the_prompt_says(chosen):
 @pytest.mark.skipif(not (SHIPPED / "fill" / "transformer").is_dir(), reason="the fill model has not been trained yet")
 def test_the_hole_gets_the_named_object():
     assert evaluate_fill(product_filler(GUIDANCE), COUNT)["color"] >= 60
+
+
+@pytest.mark.skipif(not (SHIPPED / "kontext").is_dir(), reason="the kontext model has not been trained yet")
+@pytest.mark.parametrize("kind", ["recolour", "background", "remove", "keep"])
+def test_the_named_change_is_done_and_the_rest_kept(kind):
+    shares = evaluate_kontext(product_editor(GUIDANCE), kind, COUNT)
+    assert shares["done"] >= 75 and shares["kept"] >= 75, shares
 
 
 def test_the_same_seed_draws_the_same_picture_in_a_batch():

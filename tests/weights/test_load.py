@@ -9,7 +9,8 @@ from mlx.utils import tree_flatten
 from mflux.conditions import controlnet, depth, ip_adapter  # noqa: F401  (they add their kinds)
 from mflux.errors import ModelError
 from mflux.models.text_clip import ClipConfig
-from mflux.weights.load import KINDS, check, convert, expected_shapes, load_network, read_config
+from mflux.weights.kinds import KINDS, read_config
+from mflux.weights.load import check, expected_shapes, load_network
 
 PARTS = tuple(part for part in KINDS if part != "ip_adapter")  # that one is always a single file
 BESIDE = {
@@ -149,11 +150,6 @@ def test_quantized_weights_stay_close(oracle_model, bits):
 def test_the_weights_have_the_dtype_that_was_asked_for(oracle_model, dtype):
     network = load_network("text_encoder_2", oracle_model("dev") / "text_encoder_2", dtype)
     assert {value.dtype for _, value in tree_flatten(network.parameters())} == {dtype}
-
-
-def test_integers_are_not_made_floats():
-    assert convert(mx.array([1, 2]), mx.float32).dtype == mx.int32
-    assert convert(mx.zeros((2, 3, 5, 7)), None).shape == (2, 5, 7, 3)
 
 
 def test_expected_shapes_are_channel_first(oracle_model):

@@ -1,9 +1,12 @@
 """The commands, as one table."""
 
+import argparse
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
-from mflux.cli.options import SHARED, Command, Option, Values, real, whole
+from mflux.cli.options import LORAS, SHARED, Command, Option, Values, real, whole
 from mflux.engine.request import QUANTIZE
 from mflux.errors import UsageError
 
@@ -121,6 +124,40 @@ def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
     )
 
 
+def save(values: Values) -> None:
+    from mflux.cli.save import save_model
+
+    save_model(values)
+
+
+def info(values: Values) -> None:
+    from mflux.cli.inspect import info
+
+    info(**values)
+
+
+def check(values: Values) -> None:
+    from mflux.cli.inspect import check
+
+    check(**values)
+
+
+def lora_library(values: Values) -> None:
+    from mflux.cli.inspect import lora_library
+
+    lora_library(**values)
+
+
+def run_of(module: str) -> Callable[[Values], None]:
+    """The `run(values)` of a module beside this one, imported when it is called."""
+
+    def run(values: Values) -> None:
+        import_module(f"mflux.cli.{module}").run(values)
+
+    return run
+
+
+OPTIONAL: dict[str, Any] = {"nargs": "?", "default": argparse.SUPPRESS}  # whether it is missing the command says
 COMMANDS = (
     Command(
         "mflux-generate",
@@ -223,7 +260,7 @@ COMMANDS = (
                 {"type": whole},
             ),
         ),
-        work="save_depth",
+        run=run_of("save_depth"),
     ),
     Command(
         "mflux-generate-controlnet",
@@ -287,28 +324,28 @@ COMMANDS = (
         "Put room around a picture, and write its mask: what mflux-generate-fill needs to paint beyond the borders.",
         "",
         (
-            Option("IMAGE", "OutpaintCanvas.image", "the picture"),
+            Option("IMAGE", "OutpaintCanvas.image", "the picture", OPTIONAL),
             Option(
                 "--image-outpaint-padding --outpaint-padding",
                 "OutpaintCanvas.outpaint",
                 "top, right, bottom, left in px or per cent, as in CSS: `0,25%,0,25%`",
             ),
         ),
-        work="outpaint_canvas",
+        run=run_of("outpaint_canvas"),
     ),
     Command(
         "mflux-mask",
         "Paint a mask over a picture, in a page of the browser that only this machine can open.",
         "",
         (
-            Option("IMAGE", "PaintMask.image", "the picture"),
+            Option("IMAGE", "PaintMask.image", "the picture", OPTIONAL),
             Option("--output", "PaintMask.output", "png or webp (default: <picture>_mask.png beside it)"),
             Option(
                 "--port", "PaintMask.port", "of the page, 1024 to 65535 (default: one that is free)", {"type": whole}
             ),
             Option("--no-browser", "PaintMask.no_browser", "print the address only", {"action": "store_true"}),
         ),
-        work="paint_mask",
+        run=run_of("paint_mask"),
     ),
     Command(
         "mflux-upscale",
@@ -329,6 +366,46 @@ COMMANDS = (
         upscale_conditions,
         default_model="dev-upscaler",
         needs_prompt=False,
+    ),
+    Command(
+        "mflux-save",
+        "Save a model, quantized or not, with LoRAs in it or not, for mflux or for diffusers.",
+        "base",
+        (
+            Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, folder, or single file"),
+            Option("--path", "Saving.target", "the new folder"),
+            Option("--base-model", "Flux1.base_model", "alias of the family that a third-party model belongs to"),
+            Option(
+                "--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}
+            ),
+            Option("--layout", "Saving.layout", "whose folder layout: mflux (default) or diffusers (whole weights)"),
+            *LORAS,
+        ),
+        run=save,
+    ),
+    Command(
+        "mflux-info",
+        "Say what a picture, checkpoint, LoRA or model folder holds.",
+        "base",
+        (Option("FILE", "info.file", "a picture, a .safetensors or .gguf file, or a folder"),),
+        run=info,
+    ),
+    Command(
+        "mflux-check",
+        "Compare a saved model with its manifest, byte by byte; without one, check its tensors.",
+        "base",
+        (Option("MODEL", "check.model", "a folder, alias or hub id"),),
+        run=check,
+    ),
+    Command(
+        "mflux-lora-library",
+        "List the LoRAs that can be named: the files below the folders in LORA_LIBRARY_PATH.",
+        "base",
+        (
+            Option("ACTION", "lora_library.action", "list", {"nargs": "?", "default": "list", "choices": ("list",)}),
+            Option("--paths", "lora_library.paths", "folders in place of LORA_LIBRARY_PATH", {"nargs": "+"}),
+        ),
+        run=lora_library,
     ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

@@ -10,11 +10,11 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mflux.cli.commands import BY_NAME
+from mflux.cli.loras import choose_loras
 from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
 from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
@@ -43,6 +43,9 @@ class Run:
     metadata: bool = False
     no_metadata: bool = False
     side_files: Sequence[str] = ()  # artifacts that are written too
+    lora: Sequence[Sequence[str]] = ()
+    lora_name: str | None = None
+    lora_repo_id: str | None = None
 
 
 def generate() -> int:
@@ -58,14 +61,30 @@ def named() -> int:
     return main(BY_NAME[Path(sys.argv[0]).stem])
 
 
+def save() -> int:
+    return main(BY_NAME["mflux-save"])
+
+
+def info() -> int:
+    return main(BY_NAME["mflux-info"])
+
+
+def check() -> int:
+    return main(BY_NAME["mflux-check"])
+
+
+def lora_library() -> int:
+    return main(BY_NAME["mflux-lora-library"])
+
+
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.  The one place that turns exceptions into words."""
     open_streams()
     set_up_log()
     try:
         values = parse(command, sys.argv[1:] if argv is None else argv)
-        if command.work:
-            import_module(f"mflux.cli.{command.work}").run(values)
+        if command.run:
+            command.run(values)
         else:
             draw(command, values)
         sys.stdout.flush()
@@ -104,15 +123,16 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = command.conditions(values)
     model, base_model = choose_model(command, run, values.get("base_model"))
+    loras = choose_loras(values)
 
     from mflux.engine.flux import Flux1
 
     options = {
         name: values[name]
-        for name in ("quantize", "lora_paths", "lora_scales", "vae_tiling", "force")
+        for name in ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
         if name in values
     }
-    flux = Flux1(model, base_model=base_model, task=command.task, **options)
+    flux = Flux1(model, base_model=base_model, task=command.task, **loras, **options)
     rest = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
     if run.prompt_file is not None and run.batch_size is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mflux.engine.request import QUANTIZE, short
 
+LORA_REPO = "ali-vilab/In-Context-LoRA"  # mflux 0.8's default
 Values = Mapping[str, Any]  # by field name, of the flags that were given
 
 
@@ -50,13 +51,18 @@ class Option:
     def flag(self) -> str:
         return self.flags.split()[0]
 
+    @property
+    def is_flag(self) -> bool:
+        """False for an argument without dashes."""
+        return self.flags.startswith("-")
+
 
 @dataclass(frozen=True)
 class Command:
-    """One command.  Those that draw have conditions, made from the values of their flags.
+    """One command.  conditions: from the values of its flags; default_model: without --model.
 
-    task, default_model: which row of the catalog it draws with, and the model without --model.  work: for commands that
-    draw nothing, the module of this package whose `run(values)` does what they are for.
+    run: what it does with the values of its flags; by default it draws pictures.  needs_prompt: whether there is no
+    picture without a text.
     """
 
     name: str
@@ -65,7 +71,7 @@ class Command:
     options: tuple[Option, ...]
     conditions: Callable[[Values], tuple[Any, ...]] = lambda values: ()
     default_model: str = ""
-    work: str = ""
+    run: Callable[[Values], None] | None = None
     needs_prompt: bool = True
 
 
@@ -81,11 +87,31 @@ MODELS = (
     Option("--base-model", "Flux1.base_model", "alias whose defaults a third-party model uses"),
     Option("--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}),
 )
-ADAPTERS = (
+LORAS = (
+    Option(
+        "--lora",
+        "Run.lora",
+        "a LoRA and its scale (default 1); may be given several times",
+        {"nargs": "+", "action": "append", "metavar": ("PATH", "SCALE")},
+    ),
     Option(
         "--lora-paths", "Flux1.lora_paths", "LoRA files, PEFT folders, or names in LORA_LIBRARY_PATH", {"nargs": "+"}
     ),
     Option("--lora-scales", "Flux1.lora_scales", "one number a LoRA (default 1)", {"type": real, "nargs": "+"}),
+    Option("--lora-name", "Run.lora_name", "a file in the hub repository --lora-repo-id"),
+    Option("--lora-repo-id", "Run.lora_repo_id", f"hub id for --lora-name (default {LORA_REPO})"),
+    Option(
+        "--allow-partial-lora",
+        "Flux1.allow_partial_lora",
+        "apply a LoRA even if some of its layers are not in this model",
+        {"action": "store_true"},
+    ),
+)
+ADAPTERS = (
+    *LORAS,
+    Option(
+        "--bake-lora", "Flux1.bake_lora", "put LoRAs into the weights instead of beside them", {"action": "store_true"}
+    ),
 )
 DRAWING = (
     Option(
@@ -102,6 +128,7 @@ DRAWING = (
     Option("--max-sequence-length", "Config.max_sequence_length", "text tokens, 1 to 512", {"type": whole}),
     Option("--noise", "Config.noise", "whose start noise a seed means: mflux or torch"),
     Option("--batch-size", "Run.batch_size", "seeds drawn in one pass (default: what fits in memory)", {"type": whole}),
+    Option("--low-ram", "Flux1.low_ram", "drop every part of the model after its use", {"action": "store_true"}),
     Option("--vae-tiling", "Flux1.vae_tiling", "encode and decode in tiles: less memory", {"action": "store_true"}),
     Option("--force", "Flux1.force", "draw even if the memory forecast says no", {"action": "store_true"}),
 )

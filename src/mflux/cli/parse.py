@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mflux.cli.options import Command
+from mflux.cli.options import Command, Option
 from mflux.errors import UsageError
 
 
@@ -34,13 +34,21 @@ class Once(argparse.Action):
 def build_parser(command: Command) -> Parser:
     parser = Parser(prog=command.name, description=command.summary, allow_abbrev=False)
     for option in command.options:
-        kind: dict[str, Any] = {"help": option.help.replace("%", "%%"), "default": argparse.SUPPRESS}
-        if option.flag.startswith("-"):
-            kind |= {"dest": option.name, **settings(option.flag, option.parse)}
-            parser.add_argument(*option.flags.split(), **kind)
-        else:  # a value without a flag; whether it is missing is the command's to say
-            parser.add_argument(option.name, metavar=option.flag, nargs="?", **kind)
+        if not option.is_flag:
+            parser.add_argument(option.name, metavar=option.flags, help=help_of(option), **option.parse)
+            continue
+        parser.add_argument(
+            *option.flags.split(),
+            dest=option.name,
+            help=help_of(option),
+            default=argparse.SUPPRESS,
+            **settings(option.flag, option.parse),
+        )
     return parser
+
+
+def help_of(option: Option) -> str:
+    return option.help.replace("%", "%%")  # argparse formats it
 
 
 def settings(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +62,7 @@ def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     parser = build_parser(command)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [flag for option in command.options for flag in option.flags.split()]
+        flags = [flag for option in command.options if option.is_flag for flag in option.flags.split()]
         close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.6)
         hint = " or ".join(f"`{each}`" for each in close)
         help_hint = f"`{command.name} --help` lists every flag"

@@ -17,7 +17,7 @@ from mflux.errors import UsageError
 from mflux.images.picture import PictureSource
 from mflux.models.controlnet import ControlNetConfig, FluxControlNet, residual_of
 from mflux.models.transformer import Residuals, TransformerConfig
-from mflux.weights.load import KINDS, NetworkKind, read_config
+from mflux.weights.kinds import KINDS, NetworkKind, read_config
 from mflux.weights.resolve import Side, default_side, find_side
 
 KINDS["controlnet"] = NetworkKind(ControlNetConfig, FluxControlNet, r"$^", {})

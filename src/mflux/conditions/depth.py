@@ -8,7 +8,7 @@ import numpy as np
 
 from mflux.images.picture import to_pixels
 from mflux.models.depth_pro import DepthPro, DepthProConfig, resize_bilinear
-from mflux.weights.load import KINDS, NetworkKind
+from mflux.weights.kinds import KINDS, NetworkKind
 
 UNUSED = r".*\.mask_token|fov_model\..*"  # of its files: for training, and for metres
 KINDS["depth_pro"] = NetworkKind(DepthProConfig, DepthPro, UNUSED, {})

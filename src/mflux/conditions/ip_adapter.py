@@ -21,7 +21,7 @@ from mflux.models.clip_vision import ClipVisionConfig, ClipVisionEncoder
 from mflux.models.ip_adapter import attend_to
 from mflux.models.transformer import JointView, Residuals
 from mflux.weights.ip_adapter_files import find_adapter
-from mflux.weights.load import KINDS, NetworkKind, read_config
+from mflux.weights.kinds import KINDS, NetworkKind, read_config
 from mflux.weights.resolve import Side, default_side, find_side
 
 # In messages, where the bare names are those of other flags.

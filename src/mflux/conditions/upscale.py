@@ -15,7 +15,7 @@ from mflux.engine.request import check_number
 from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Prepared, Run, Stage
 from mflux.images.picture import PictureSource, open_picture
 from mflux.images.sizes import floor_to_cell
-from mflux.weights.load import read_config
+from mflux.weights.kinds import read_config
 from mflux.weights.resolve import Side, default_side, find_side
 
 MODEL = "Upscale.model"  # in messages, where `model` alone is the transformer's

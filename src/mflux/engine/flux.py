@@ -16,7 +16,7 @@ from mflux.engine.denoise import integrate
 from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, pack_latents, unpack_latents
 from mflux.engine.latents import noise as start_noise_of
 from mflux.engine.network import GuidedVelocity, Network
-from mflux.engine.parts import Parts
+from mflux.engine.parts import LoadOptions, Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
 from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice, check_number
@@ -63,15 +63,24 @@ class Flux1:
         task: str = "base",
         vae_tiling: bool = False,
         force: bool = False,
+        low_ram: bool = False,
+        allow_partial_lora: bool = False,
+        bake_lora: bool = False,
     ):
-        """model_config: alias, hub id or folder (or a ModelSource); the other arguments as in `from_name`."""
+        """model_config: alias, hub id or folder (or a ModelSource); other arguments as in `from_name`, and:
+
+        task: whose row a family's bare name means.  vae_tiling: encode and decode in tiles.  force: draw even if the
+        memory forecast says no.  low_ram: drop every part after its use.  allow_partial_lora: leave out what a LoRA
+        has for layers that this model lacks.  bake_lora: put LoRAs into the weights (quantized ones lose a little).
+        """
         if quantize is not None:
             check_choice("quantize", quantize, QUANTIZE)
         self.loras = paired(lora_paths or (), lora_scales or ())
         found = model_config
         if not isinstance(found, ModelSource):
             found = resolve(str(found), task, base_model)
-        self.parts = Parts(found, quantize, [(find_lora(path), scale) for path, scale in self.loras])
+        options = LoadOptions(low_ram, allow_partial_lora, bake_lora)
+        self.parts = Parts(found, quantize, [(find_lora(path), scale) for path, scale in self.loras], options)
         self.quantize, self.base_model, self.vae_tiling, self.force = quantize, base_model, vae_tiling, force
         # Normal noise for the posteriors by role (`image`, `masked`), for comparisons with diffusers, which samples
         # them; without it, and for every user, a picture's latents are its posterior's mode.
@@ -235,6 +244,10 @@ class Flux1:
         hooks = merge([each.bind(Run(plan, noise, branches, inputs)) for each in prepared])
         network = Network(self.parts.get("transformer"), *plan.seen, inputs)
         velocity = GuidedVelocity(network, branches, plan, hooks)
+        lean = self.parts.options.low_ram and hooks.start is None  # an inversion asks for other noise levels yet
+        if lean:
+            network.transformer.drop_modulation()
+            mx.clear_cache()
         latents = noise
         for step in hooks.start or ():
             latents = step.latents
@@ -246,7 +259,7 @@ class Flux1:
             problem = "the model's numbers overflowed: its latents are not finite"
             raise ModelError(problem, "its weights are damaged, or `precision` is too small for them")
         del network, velocity
-        if seeds[-1:] == plan.request.seeds[-1:]:
+        if lean or seeds[-1:] == plan.request.seeds[-1:]:
             self.parts.release("transformer")
         pixels = [self._decode(plan, latents[index : index + 1]) for index in range(len(seeds))]
         return Drawn(latents, np.concatenate(pixels)), hooks

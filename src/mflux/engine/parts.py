@@ -5,8 +5,8 @@ use and dropped after it: text encoders, transformer, autoencoder.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,44 @@ from mflux.engine.latents import LATENT_CHANNELS, PATCH
 from mflux.engine.schedule import Schedule, read_schedule
 from mflux.engine.tokens import PromptTokenizer, open_clip, open_t5
 from mflux.errors import ModelError
+from mflux.models.layers import GROUP_SIZE
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
-from mflux.weights.files import BYTES
-from mflux.weights.load import Source, fill, open_network, read_config
-from mflux.weights.lora_files import LoraFile, attach, read_lora
+from mflux.weights.files import BYTES, saved_by_mflux
+from mflux.weights.kinds import read_config
+from mflux.weights.load import Source, fill, open_network
+from mflux.weights.lora_files import ADAPTABLE, LoraFile, attach, fuse, read_lora
 from mflux.weights.resolve import NETWORKS, ModelSource, Side
 
 PRECISION = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 STAYS_BELOW = 0.5  # share of the physical memory
-ADAPTABLE = ("transformer", "text_encoder", "text_encoder_2")  # parts that a LoRA can change
 Part = str | Side  # a network of the model, or one beside it
-QUANTIZED_OVERHEAD_BITS = 1.0  # scale and bias of a group of 64: two 32-bit numbers
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """low_ram: every part is dropped after its use.  partial_loras: layers that the model lacks are left out.
+
+    bake_loras: adapters are put into the weights.
+    """
+
+    low_ram: bool = False
+    partial_loras: bool = False
+    bake_loras: bool = False
 
 
 class Parts:
     """The networks, tokenizers and schedule of one model, loaded on first use."""
 
-    def __init__(self, source: ModelSource, bits: int | None = None, loras: Sequence[tuple[Path, float]] = ()):
-        self.source, self.bits, self.loras = source, bits, loras
+    def __init__(
+        self,
+        source: ModelSource,
+        bits: int | None = None,
+        loras: Sequence[tuple[Path, float]] = (),
+        options: LoadOptions = LoadOptions(),
+    ):
+        self.source, self.bits, self.loras, self.options = source, bits, loras, options
         self._networks: dict[Part, Any] = {}
         self._precision: str | None = None
         self._empty: dict[Part, Any] = {}  # networks that are built, but not loaded
@@ -54,7 +72,7 @@ class Parts:
     def lora_files(self) -> list[LoraFile]:
         """The LoRAs, checked against networks that are built but not loaded."""
         parts = {part: self.empty(part) for part in ADAPTABLE} if self.loras else {}
-        return [read_lora(path, scale, parts) for path, scale in self.loras]
+        return [read_lora(path, scale, parts, self.options.partial_loras) for path, scale in self.loras]
 
     def _home(self, part: Part) -> tuple[str, Path]:
         """The kind of a network, and where its weights are."""
@@ -81,13 +99,24 @@ class Parts:
             if one != other:
                 raise ModelError(f"{what} differ: {one} and {other}", "these parts are of different models")
 
+    def notes(self) -> Iterator[str]:
+        """What the user should know about the weights: LoRAs, and a quantization that is there already."""
+        yield from (file.note for file in self.lora_files)
+        stored = {source.bits for sources in self._sources.values() for source in sources.values()} - {0}
+        if stored and self.bits and {self.bits} != stored:
+            saved = ", ".join(map(str, sorted(stored)))
+            yield f"quantize {self.bits} is not used: the model is saved with {saved} bits"
+
     @cached_property
     def vae_config(self) -> VaeConfig:
         return read_config("vae", self.source.folders["vae"])
 
     @cached_property
     def schedule(self) -> Schedule:
-        return read_schedule(self.source.folders["scheduler"])
+        folder = self.source.folders["scheduler"]
+        if saved_by_mflux(self.source.folders["transformer"]) and not folder.is_dir():
+            return Schedule(use_dynamic_shifting=self.source.row.shifts, shift=1.0)  # mflux does not save it
+        return read_schedule(folder)
 
     @cached_property
     def clip_tokenizer(self) -> PromptTokenizer:
@@ -108,24 +137,31 @@ class Parts:
 
     def _tensor_bytes(self, part: Part, source: Source, precision: str | None) -> float:
         size = math.prod(source.shape)
+        if source.bits:
+            return size * BYTES[source.info.dtype]
         if self.bits and part != "vae" and len(source.shape) == 2:
-            return size * (self.bits + QUANTIZED_OVERHEAD_BITS) / 8
+            overhead = 64 if source.info.dtype == "F32" else 32  # a scale and a bias for each group
+            return size * (self.bits + overhead / GROUP_SIZE) / 8
         if precision:
             return size * PRECISION[precision].size
         return size * (mx.float32.size if on_cpu() else max(BYTES.get(source.info.dtype, 2), 2))
 
     def all_stay(self, precision: str | None) -> bool:
         """True where the whole model is small enough to stay in memory."""
-        return sum(self.weight_bytes(part, precision) for part in NETWORKS) < STAYS_BELOW * physical_memory()
+        whole = sum(self.weight_bytes(part, precision) for part in NETWORKS)
+        return not self.options.low_ram and whole < STAYS_BELOW * physical_memory()
 
     def get(self, part: Part) -> Any:
         """A network, loaded if it is not there."""
         if part not in self._networks:
             dtype = PRECISION[self._precision] if self._precision else None
             self.empty(part)
-            network = fill(self._home(part)[0], self._empty.pop(part), self._sources[part], dtype, self.bits)
+            bits = None if part == "vae" else self.bits  # its Linears are a few; fine lines need them whole
+            network = fill(self._empty.pop(part), self._sources[part], dtype, bits)
             if isinstance(part, str):
                 attach(self.lora_files, {part: network})
+                if self.options.bake_loras:
+                    fuse(network)
             self._networks[part] = network
         return self._networks[part]
 

@@ -20,6 +20,7 @@ LIVE_SCORES = 3
 LIVE_PLANES = 20  # of the first level's channels, in the autoencoder
 LIVE_PIXELS = 12  # numbers a pixel: four copies of the picture
 BATCH_BELOW = 0.7  # share of the physical memory
+TOLD_FROM = 2**30  # bytes; smaller forecasts are not worth a line
 MAX_BATCH = 8  # so that finished pictures keep coming
 
 
@@ -43,7 +44,10 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
     check_channels(draft)
     parts.check()
     plan = finish(note_guidance(draft), parts, tiled)
-    plan = replace(plan, memory_bytes=forecast(parts, plan))
+    plan = replace(plan, memory_bytes=forecast(parts, plan), notes=(*plan.notes, *parts.notes()))
+    if plan.memory_bytes > TOLD_FROM:
+        told = f"about {gigabytes(plan.memory_bytes)} of this machine's {gigabytes(physical_memory())} will be used"
+        plan = replace(plan, notes=(*plan.notes, told))
     if not force:
         check_memory(plan, plan.memory_bytes)
     return plan

@@ -21,6 +21,8 @@ EXP2_POLYNOMIAL = (1.32764602e-3, 9.67554152e-3, 5.55071331e-2, 2.40221197e-1, 6
 CHUNK = 1 << 18  # numbers per piece of a long chain of CPU operations: 1 MB, so that each stays in the cache
 MAX_PIECES = 256  # beyond it pieces grow: every one is some 25 nodes of a step's graph
 CONVOLUTION_CHUNK = 1 << 23  # numbers of a strip's neighbours on the CPU: 32 MB
+GROUP_SIZE = 64  # columns of a quantized weight that share a scale
+Packed = tuple[mx.array, mx.array, mx.array]  # a quantized weight, its scales, its biases
 DEQUANTIZE_FROM_ROWS = 16  # below this many rows MLX's quantized matmul wins on the CPU
 
 
@@ -191,11 +193,35 @@ class Convolution(nn.Conv2d):
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """A quantized Linear that unpacks its weight and multiplies by BLAS where that is faster: many rows on a CPU."""
+    """A Linear of packed weights; their scales may be of another float type than the activations.
+
+    Where that is faster, for many rows on a CPU, the weight is unpacked and multiplied by BLAS.
+    """
+
+    def __init__(self, packed: Packed, bits: int, bias: mx.array | None):
+        nn.Module.__init__(self)
+        self.weight, self.scales, self.biases = packed
+        self.group_size, self.bits, self.mode = GROUP_SIZE, bits, "affine"
+        if bias is not None:
+            self.bias = bias
 
     def __call__(self, x: mx.array) -> mx.array:
+        scales, biases = self.scales.astype(x.dtype), self["biases"].astype(x.dtype)
         if not on_cpu() or x.size // x.shape[-1] < DEQUANTIZE_FROM_ROWS:
-            return super().__call__(x)
-        weight = mx.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
-        out = x @ weight.astype(x.dtype).T
+            out = mx.quantized_matmul(x, self.weight, scales, biases, True, self.group_size, self.bits)
+        else:
+            out = x @ mx.dequantize(self.weight, scales, biases, self.group_size, self.bits).T
         return out + self.bias if "bias" in self else out
+
+
+class QuantizedEmbedding(nn.QuantizedEmbedding):
+    """An Embedding of packed weights that gives its rows in `dtype`."""
+
+    def __init__(self, packed: Packed, bits: int, dtype: mx.Dtype):
+        nn.Module.__init__(self)
+        self.weight, self.scales, self.biases = packed
+        self.group_size, self.bits, self.mode, self._dtype = GROUP_SIZE, bits, "affine", dtype
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        scales, biases = (each[ids].astype(self._dtype) for each in (self["scales"], self["biases"]))
+        return mx.dequantize(self.weight[ids], scales, biases, self.group_size, self.bits)

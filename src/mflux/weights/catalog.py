@@ -32,6 +32,11 @@ class Row:
     aliases: tuple[str, ...] = field(default=())
 
     @property
+    def shifts(self) -> bool:
+        """True where the model was trained with noise levels shifted by the number of tokens."""
+        return self.family != "schnell"
+
+    @property
     def names(self) -> tuple[str, ...]:
         return (self.name, *self.aliases)
 

@@ -124,8 +124,16 @@ def tensors_in(folder: Path) -> dict[str, TensorInfo]:
             return sharded(index)
         if (folder / f"{stem}.safetensors").is_file():
             return read_header(folder / f"{stem}.safetensors")
+    if saved_by_mflux(folder):
+        shards = (path for path in folder.glob("*.safetensors") if path.stem.isdecimal())
+        return {name: info for path in sorted(shards) for name, info in read_header(path).items()}
     names = " or ".join(f"`{stem}.safetensors`" for stem in STEMS)
     raise ModelError(f"no weights in `{folder}`: expected {names}, or an index of shards", "is this a whole model?")
+
+
+def saved_by_mflux(folder: Path) -> bool:
+    """True for a part that mflux saved: shards 0.safetensors, 1.safetensors, ... and sometimes no config.json."""
+    return (folder / "0.safetensors").is_file()
 
 
 def sharded(index: Path) -> dict[str, TensorInfo]:

@@ -8,9 +8,10 @@ from mflux.models.ip_adapter import IPAdapterConfig, IPAdapterNetwork
 from mflux.paths import expand
 from mflux.weights.catalog import check_repo
 from mflux.weights.files import read_header
+from mflux.weights.hub import download_snapshot
+from mflux.weights.kinds import KINDS, NetworkKind
 from mflux.weights.layouts import read_table
-from mflux.weights.load import KINDS, NetworkKind
-from mflux.weights.resolve import RUNS_CODE, Side, download, find_side
+from mflux.weights.resolve import RUNS_CODE, Side, find_side
 
 ADAPTER_FILE = "ip_adapter.safetensors"
 # IP-Adapters: XLabs' names, and those of other converters.
@@ -31,7 +32,7 @@ def find_adapter(name: str, field: str) -> Side:
         find_side("ip_adapter", name, field)
     if not place.exists():
         check_repo(name, field)
-        place = download(name, [ADAPTER_FILE], lambda folder: read_header(folder / ADAPTER_FILE))
+        place = download_snapshot(name, [ADAPTER_FILE], lambda folder: read_header(folder / ADAPTER_FILE))
     file = place / ADAPTER_FILE if place.is_dir() else place
     if file.suffix != ".safetensors" or not file.is_file():
         raise UsageError(

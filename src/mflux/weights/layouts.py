@@ -35,13 +35,18 @@ def numbered(table: dict[str, Rule], blocks: int) -> dict[str, Rule]:
     }
 
 
+def blocks_in(names: Iterable[str]) -> int:
+    """One more than the highest block number among dotted names."""
+    return 1 + max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=0)
+
+
 def spellings(modules: Iterable[str], *tables: dict[str, Rule]) -> dict[str, Rule]:
     """Every spelling of a network's modules -> rule: their own names, those of the tables, and both with underscores.
 
     A spelling whose modules the network lacks is left out, so that a file for a deeper network is noticed.
     """
     names = set(modules)
-    blocks = 1 + max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=0)
+    blocks = blocks_in(names)
     found = {name: Rule((name,)) for name in names}
     for table in tables:
         found |= {
@@ -173,14 +178,39 @@ XLABS = read_table("""
     single_blocks.{i}.processor.proj_lora -> single_transformer_blocks.{i}.proj_out
 """)  # noqa: E501
 
-# mflux 0.9's names, where they differ from diffusers'; old diffusers files call the output projection `to_out`.
-MFLUX = read_table("""
-    transformer_blocks.{i}.ff.linear1 -> transformer_blocks.{i}.ff.net.0.proj
-    transformer_blocks.{i}.ff.linear2 -> transformer_blocks.{i}.ff.net.2
-    transformer_blocks.{i}.ff_context.linear1 -> transformer_blocks.{i}.ff_context.net.0.proj
-    transformer_blocks.{i}.ff_context.linear2 -> transformer_blocks.{i}.ff_context.net.2
-    transformer_blocks.{i}.attn.to_out -> transformer_blocks.{i}.attn.to_out.0
-""")
+# Models saved by mflux, 0.6 to today's, by part; names that are diffusers' are left out, and CLIP has no others.
+MFLUX = {
+    "transformer": read_table("""
+        transformer_blocks.{i}.ff.linear1 -> transformer_blocks.{i}.ff.net.0.proj
+        transformer_blocks.{i}.ff.linear2 -> transformer_blocks.{i}.ff.net.2
+        transformer_blocks.{i}.ff_context.linear1 -> transformer_blocks.{i}.ff_context.net.0.proj
+        transformer_blocks.{i}.ff_context.linear2 -> transformer_blocks.{i}.ff_context.net.2
+    """),
+    "text_encoder_2": read_table("""
+        t5_blocks.{i}.attention.SelfAttention.q -> encoder.block.{i}.layer.0.SelfAttention.q
+        t5_blocks.{i}.attention.SelfAttention.k -> encoder.block.{i}.layer.0.SelfAttention.k
+        t5_blocks.{i}.attention.SelfAttention.v -> encoder.block.{i}.layer.0.SelfAttention.v
+        t5_blocks.{i}.attention.SelfAttention.o -> encoder.block.{i}.layer.0.SelfAttention.o
+        t5_blocks.{i}.attention.SelfAttention.relative_attention_bias -> encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias
+        t5_blocks.{i}.attention.layer_norm -> encoder.block.{i}.layer.0.layer_norm
+        t5_blocks.{i}.ff.DenseReluDense.wi_0 -> encoder.block.{i}.layer.1.DenseReluDense.wi_0
+        t5_blocks.{i}.ff.DenseReluDense.wi_1 -> encoder.block.{i}.layer.1.DenseReluDense.wi_1
+        t5_blocks.{i}.ff.DenseReluDense.wo -> encoder.block.{i}.layer.1.DenseReluDense.wo
+        t5_blocks.{i}.ff.layer_norm -> encoder.block.{i}.layer.1.layer_norm
+        final_layer_norm -> encoder.final_layer_norm
+    """),  # noqa: E501
+    "vae": read_table("""
+        encoder.conv_in.conv2d -> encoder.conv_in
+        encoder.conv_out.conv2d -> encoder.conv_out
+        encoder.conv_norm_out.norm -> encoder.conv_norm_out
+        decoder.conv_in.conv2d -> decoder.conv_in
+        decoder.conv_out.conv2d -> decoder.conv_out
+        decoder.conv_norm_out.norm -> decoder.conv_norm_out
+    """),
+}
+
+# Old adapter files call the output projection so.
+TO_OUT = read_table("transformer_blocks.{i}.attn.to_out -> transformer_blocks.{i}.attn.to_out.0")
 
 # Prefixes of adapter files -> the part of the model.
 PREFIXES = {

@@ -5,6 +5,7 @@ that names the tensor, and a file for another model family says which.  The rule
 README (`shared/oracle/extra`); names are looked up in `layouts.py`.
 """
 
+import difflib
 import json
 import math
 import os
@@ -21,9 +22,11 @@ import mlx.nn as nn
 from mflux.errors import UsageError
 from mflux.models.layers import RMSNorm
 from mflux.models.lora import AdaptedLinear, Adapter, Dense, LowRank, input_width
+from mflux.runtime import on_cpu
 from mflux.weights.files import read_header, read_json, read_metadata, read_tensor
-from mflux.weights.layouts import BFL, MFLUX, PREFIXES, XLABS, Rule, spellings
-from mflux.weights.load import put
+from mflux.weights.hub import download_file
+from mflux.weights.layouts import BFL, MFLUX, PREFIXES, TO_OUT, XLABS, Rule, spellings
+from mflux.weights.load import put, quantize_module
 
 # Endings of tensor names -> what they are.  The longest that fits counts.
 LEAVES = {
@@ -48,7 +51,10 @@ FAMILIES = {
 }
 WIDE_INPUT = "x_embedder"  # the one layer whose adapters may be wider or narrower than it is
 HINT = "use a LoRA made for FLUX.1; `.safetensors` only"
-Parts = Mapping[str, nn.Module]  # `transformer`, `text_encoder`, `text_encoder_2`
+PARTIAL_HINT = "`allow_partial_lora` applies the rest"
+HUB_NAME = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?:[:/](?P<file>[\w./ -]+\.safetensors))?", re.ASCII)
+ADAPTABLE = ("transformer", "text_encoder", "text_encoder_2")  # parts that a LoRA can change
+Parts = Mapping[str, nn.Module]  # some of ADAPTABLE
 
 
 @dataclass
@@ -59,6 +65,14 @@ class LoraFile:
     adapters: dict[str, dict[str, Adapter]] = field(default_factory=lambda: defaultdict(dict))
     norms: dict[str, dict[str, mx.array]] = field(default_factory=lambda: defaultdict(dict))
     tensors: int = 0
+    unknown: tuple[str, ...] = ()  # layers that this model does not have
+
+    @property
+    def note(self) -> str:
+        """How much of the file is applied."""
+        layers = sum(len(names) for kind in (self.adapters, self.norms) for names in kind.values())
+        left = f"; {len(self.unknown)} of its layers are not, first `{self.unknown[0]}`" if self.unknown else ""
+        return f"LoRA `{self.path.name}`: {self.tensors} tensors are applied to {layers} layers{left}"
 
     @property
     def input_channels(self) -> int:
@@ -67,38 +81,62 @@ class LoraFile:
         return adapter.change.shape[1] if adapter else 0
 
 
+def library() -> dict[str, Path]:
+    """The LoRAs in the folders of LORA_LIBRARY_PATH by their names; the first folder that holds a name wins.
+
+    Shards of saved models, files with a number for a name, are none.
+    """
+    found: dict[str, Path] = {}
+    for folder in filter(None, os.environ.get("LORA_LIBRARY_PATH", "").split(":")):
+        for path in sorted(Path(folder).expanduser().rglob("*.safetensors")):
+            if not path.stem.isdecimal():
+                found.setdefault(path.stem, path)
+    return found
+
+
 def find_lora(name: str) -> Path:
-    """The file that a LoRA's name means: a path, a PEFT folder, or a name in LORA_LIBRARY_PATH.  Raises UsageError."""
+    """The file that a LoRA's name means.  Raises UsageError.
+
+    A path, a PEFT folder, a name in LORA_LIBRARY_PATH, or a file of the hub: `owner/name:file.safetensors`, or
+    `owner/name` where that holds a single one.
+    """
     path = Path(name).expanduser()
-    folders = [Path(folder).expanduser() for folder in os.environ.get("LORA_LIBRARY_PATH", "").split(":") if folder]
-    found = [path, *(match for folder in folders for match in sorted(folder.rglob(f"{path.name}*.safetensors")))]
-    for each in found:
+    known = library()
+    for each in [path, *(known[key] for key in (path.name, path.stem) if key in known)]:
         each = each / "adapter_model.safetensors" if each.is_dir() else each
         if each.is_file() and each.suffix != ".safetensors":
             raise UsageError(
                 f"`{each}` is no safetensors file", "other formats can run code, so they are not opened", "lora_paths"
             )
-        if each.is_file() and (each == path or each.parent == path or each.stem in (path.name, path.stem)):
+        if each.is_file():
             return each
-    raise UsageError(
-        f"there is no LoRA `{name}`", "give a path, or a name of a file in `LORA_LIBRARY_PATH`", "lora_paths"
-    )
+    on_hub = HUB_NAME.fullmatch(name)
+    if on_hub:
+        return download_file(on_hub["repo"], on_hub["file"], "lora_paths")
+    close = difflib.get_close_matches(path.stem, known, n=3)
+    names = f": {', '.join(f'`{each}`' for each in close)}" if close else ""
+    hint = f"give a path, a hub id `owner/name:file.safetensors`, or a name in `LORA_LIBRARY_PATH`{names}"
+    raise UsageError(f"there is no LoRA `{name}`", hint, "lora_paths")
 
 
-def read_lora(path: Path, scale: float, parts: Parts) -> LoraFile:
-    """Read one file for networks that are loaded.  Raises UsageError for anything that does not fit whole."""
+def read_lora(path: Path, scale: float, parts: Parts, partial: bool = False) -> LoraFile:
+    """Read one file for networks that are built.  Raises UsageError for anything that does not fit whole.
+
+    partial: layers that the networks do not have are left out, as long as some are there.
+    """
     infos = read_header(path)
     groups = grouped(path, infos)
     spelled = {part: spelled_modules(part, network) for part, network in parts.items()}
     settings = adapter_settings(path)
-    found = LoraFile(path, tensors=len(infos))
     places = {name: locate(name, spelled) for name in groups}
-    unknown = sorted(name for name, place in places.items() if place is None)
-    if unknown:
-        raise refused(
-            path, f"{len(unknown)} of its {len(groups)} layers are not in this model, first `{unknown[0]}`", infos
-        )
+    unknown = tuple(sorted(name for name, place in places.items() if place is None))
+    if unknown and not (partial and len(unknown) < len(groups)):
+        problem = f"{len(unknown)} of its {len(groups)} layers are not in this model, first `{unknown[0]}`"
+        raise refused(path, problem, infos, "" if len(unknown) == len(groups) else PARTIAL_HINT)
+    found = LoraFile(path, tensors=len(infos) - sum(len(groups[name]) for name in unknown), unknown=unknown)
     for name, leaves in groups.items():
+        if name in unknown:
+            continue
         part, rule = places[name] or ("", Rule(()))
         tensors = {leaf: read_tensor(info).astype(mx.float32) for leaf, info in leaves.items()}
         if not all(bool(mx.isfinite(value).all()) for value in tensors.values()):
@@ -132,7 +170,8 @@ def spelled_modules(part: str, network: nn.Module) -> dict[str, Rule]:
     kinds = (nn.Linear, nn.QuantizedLinear, AdaptedLinear, RMSNorm)
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     names = [name for name in names if not name.endswith(".base")]
-    return spellings(names, BFL, XLABS, MFLUX) if part == "transformer" else spellings(names)
+    tables = (BFL, XLABS, MFLUX["transformer"], TO_OUT)
+    return spellings(names, *tables) if part == "transformer" else spellings(names)
 
 
 def locate(name: str, spelled: Mapping[str, Mapping[str, Rule]]) -> tuple[str, Rule] | None:
@@ -268,9 +307,25 @@ def attach(files: Sequence[LoraFile], parts: Parts) -> None:
                 modules[name].weight = weight.astype(modules[name].weight.dtype)
 
 
-def refused(path: Path, problem: str, infos: Mapping[str, Any] | None = None) -> UsageError:
+def fuse(network: nn.Module) -> None:
+    """Put the adapters of a network into its weights; quantized ones are quantized again, which loses small changes."""
+    for path, module in list(network.named_modules()):
+        if isinstance(module, AdaptedLinear):
+            base, bias = module.base, module.bias()
+            linear = nn.Linear(1, 1, bias=bias is not None)
+            linear.weight = module.weight().astype(mx.float32 if on_cpu() else base.get("scales", base.weight).dtype)
+            if bias is not None:
+                linear.bias = bias
+            packed = quantize_module(linear, base.bits) if isinstance(base, nn.QuantizedLinear) else None
+            put(network, path, packed or linear)
+            mx.eval(network.parameters())
+
+
+def refused(path: Path, problem: str, infos: Mapping[str, Any] | None = None, hint: str = "") -> UsageError:
     """The error for a file that does not fit; `infos` let it say for which other family it was made."""
     text = " ".join(infos or ())
     family = next((name for name, pattern in FAMILIES.items() if re.search(pattern, text)), None)
     made_for = f"; it looks like a LoRA for {family}" if family else ""
-    return UsageError(f"`{path}` does not fit: {problem}{made_for}", HINT, "lora_paths")
+    return UsageError(
+        f"`{path}` does not fit: {problem}{made_for}", hint if hint and not family else HINT, "lora_paths"
+    )

@@ -3,7 +3,6 @@
 Offline first: a finished download is used without asking the network.  Nothing falls back silently.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +19,19 @@ from mflux.weights.catalog import (
     check_name,
     check_repo,
     find,
-    nearest,
     require,
 )
-from mflux.weights.files import tensors_in
-from mflux.weights.load import config_from_shapes, read_config
+from mflux.weights.files import read_header, tensors_in
+from mflux.weights.hub import download_snapshot
+from mflux.weights.kinds import FILE_PREFIXES, config_from_shapes, read_config
+from mflux.weights.manifest import NAME as MANIFEST
+from mflux.weights.manifest import read_manifest
 
 NETWORKS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 TOKENIZER_FILES = {"tokenizer": ("vocab.json", "tokenizer.json"), "tokenizer_2": ("tokenizer.json", "spiece.model")}
-PATTERNS = [f"{part}/*{end}" for part in PARTS for end in (".json", ".safetensors", ".txt", ".model")]
+ENDINGS = (".json", ".safetensors", ".txt", ".model")
+PATTERNS = [MANIFEST, *(f"{part}/*{end}" for part in PARTS for end in ENDINGS)]
 
 
 SIDE_PATTERNS = ["*.json", "*.safetensors"]
@@ -75,7 +77,10 @@ def resolve(name: str, task: str = "base", base_model: str | None = None) -> Mod
 
 
 def single_file(name: str, row: Row | None, path: Path) -> ModelSource:
-    """A transformer in one file; the other parts are its family's, an `ae.safetensors` beside it is the autoencoder."""
+    """A transformer in one file, perhaps with other parts; what it lacks is its family's.
+
+    An `ae.safetensors` beside it is the autoencoder.
+    """
     if path.suffix not in (".safetensors", ".gguf"):
         raise UsageError(
             f"`{name}` is no checkpoint", "safetensors and GGUF files are read, nothing that runs code", "model"
@@ -85,6 +90,9 @@ def single_file(name: str, row: Row | None, path: Path) -> ModelSource:
     family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
     autoencoder = path.parent / "ae.safetensors"
     folders = {**family.folders, "transformer": path} | ({"vae": autoencoder} if autoencoder.is_file() else {})
+    for part in ("text_encoder", "text_encoder_2", "vae"):  # all-in-one files hold these too
+        if any(tensor.startswith(FILE_PREFIXES[part]) for tensor in read_header(path)):
+            folders[part] = path
     return ModelSource(name, row, folders)
 
 
@@ -100,13 +108,21 @@ def built_in(row: Row) -> ModelSource:
 
 
 def in_folder(name: str, row: Row | None, folder: Path) -> ModelSource:
-    """A model in the diffusers layout; without a row, its transformer's config tells the family and task."""
+    """A model in the layout of diffusers or mflux.
+
+    Without a row, its manifest or its transformer's sizes tell the family and task.
+    """
     folders = {part: folder / part for part in PARTS}
     missing = [part for part in NETWORKS if not folders[part].is_dir()]
-    if missing:
+    row = row or BY_NAME.get(str(read_manifest(folder).get("base_model")))
+    if missing and row and "transformer" not in missing:  # a fine-tune of the transformer alone
+        family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
+        folders = {part: path if path.is_dir() else family.folders[part] for part, path in folders.items()}
+    elif missing:
         raise UsageError(
             f"`{folder}` is not a FLUX.1 model: it has no folder `{missing[0]}`",
-            "give a folder in the diffusers layout, with `transformer`, `vae`, `text_encoder`, `text_encoder_2`",
+            "give a folder with `transformer`, `vae`, `text_encoder` and `text_encoder_2`; for a transformer alone, "
+            "name its family with `base_model`",
             "model",
         )
     if row is None:
@@ -121,47 +137,9 @@ def row_for(in_channels: int, guidance_embeds: bool) -> Row:
     return BY_NAME[task or ("dev" if guidance_embeds else "schnell")]
 
 
-def download(repo: str, patterns: Sequence[str] = PATTERNS, check: Callable[[Path], object] | None = None) -> Path:
-    """The local snapshot of a hub repository, downloaded if it is not there yet.
-
-    patterns: the files that are needed.  check: raises ModelError where one is missing (default: of a whole model).
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    def snapshot(offline: bool) -> Path:
-        return Path(snapshot_download(repo, allow_patterns=[*patterns], local_files_only=offline))
-
-    check = check or check_whole
-    try:
-        found = snapshot(offline=True)
-        check(found)
-        return found
-    except HFValidationError:
-        raise UsageError(f"unknown model `{repo}`", nearest(repo), "model") from None
-    except (ModelError, OSError, ValueError):
-        pass  # not downloaded yet, or not to the end
-    try:
-        found = snapshot(offline=False)
-    except GatedRepoError:
-        raise ModelError(
-            f"`{repo}` asks you to accept its licence first",
-            f"open https://huggingface.co/{repo}, accept, then `hf auth login`",
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"the hub has no model `{repo}`, or it is private", "check the name; `hf auth login`"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(
-            f"`{repo}` is not on this machine and cannot be downloaded ({str(error).splitlines()[0]})",
-            "connect to the network, give a local folder, or try the built-in `--model tiny`",
-        ) from None
-    try:
-        check(found)
-    except ModelError as error:
-        raise ModelError(f"the download of `{repo}` is incomplete: {error.problem}", "run the command again") from None
-    return found
+def download(repo: str) -> Path:
+    """The local snapshot of a hub repository, downloaded if it is not there yet."""
+    return download_snapshot(repo, PATTERNS, check_whole)
 
 
 def check_whole(folder: Path) -> None:
@@ -186,7 +164,7 @@ def find_side(kind: str, name: str, field: str, stays: bool = False) -> Side:
     folder = place.parent if place.is_file() else place
     if not folder.is_dir():
         check_repo(name, field)
-        folder = download(name, SIDE_PATTERNS, tensors_in)
+        folder = download_snapshot(name, SIDE_PATTERNS, tensors_in)
     if not (folder / "config.json").is_file():
         raise UsageError(f"`{folder}` has no config.json", "give the folder of the network, or its hub id", field)
     return Side(kind, folder, stays)
