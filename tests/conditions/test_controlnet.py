@@ -14,7 +14,7 @@ from mflux import Config, Flux1, ModelError, UsageError
 from mflux.conditions import ControlNet
 from mflux.conditions.controlnet import MODES, in_window, mode_number
 from mflux.engine.latents import grid_ids
-from mflux.engine.slots import Condition, Hooks, Prepared
+from mflux.engine.slots import Branch, Condition, Hooks, Inputs, Prepared, Run
 from mflux.images.canny import canny
 from mflux.models.controlnet import residual_of
 from mflux.models.transformer import rope_table
@@ -164,6 +164,18 @@ def test_it_works_beside_a_model_without_guidance(trajectory, net, oracle_model,
         plain = Flux1(str(model))
     images = [plain.generate_image(1, "x", CONFIG, conditions=each) for each in ([], [ControlNet(picture(), net)])]
     assert np.abs(np.asarray(images[0].image, int) - np.asarray(images[1].image, int)).max() > 2
+
+
+def test_guidance_zero_reaches_the_controlnet_as_zero(random_flux, net):
+    seen = []
+    for guidance in (0.0, 3.5):
+        config = replace(CONFIG, guidance=guidance)
+        plan = random_flux("dev").plan(1, "x", config, conditions=[ControlNet(picture(), net)])
+        (prepared,) = random_flux("dev")._prepare(plan)[1]
+        branch = Branch(mx.zeros((1, 16, 48)), mx.zeros((1, 32)), plan.guidance)
+        (steering,) = prepared.bind(Run(plan, mx.zeros((1, 12, 64)), (branch,), Inputs())).residuals
+        seen.append(steering.branch.guidance)
+    assert seen == [0.0, 3.5]
 
 
 def drop(folder: Path, word: str) -> None:

@@ -1,7 +1,8 @@
 """ControlNet: a second network reads a map and adds to the image stream after each block.
 
 Source: diffusers' FluxControlNetPipeline.  Unlike diffusers: the start noise of a seed is the same with and without
-one, it is not evaluated where its strength is 0 or its window closed, and several may have different depths.
+one, it is not evaluated where its strength is 0 or its window closed, and several may have different depths in any
+order (diffusers drops the others' single-block residuals where the first has none).
 """
 
 from dataclasses import dataclass, field, replace
@@ -121,7 +122,8 @@ class Steering:
         self.steps = [plan.first + i for i in range(plan.steps) if in_window(i, plan.steps, *window)]
         self.context = Network(network, *plan.seen, replace(run.inputs, channels=None, tokens=()))
         self.control = control
-        guidance = (run.branches[0].guidance or DEFAULT_GUIDANCE) if network.config.guidance_embeds else None
+        asked = run.branches[0].guidance if run.branches[0].guidance is not None else DEFAULT_GUIDANCE
+        guidance = asked if network.config.guidance_embeds else None
         self.branch: Branch = replace(run.branches[0], guidance=guidance)  # Unlike CFG's: the prompt's alone
         if self.steps:
             self.context.tabulate(self.branch, tuple(plan.sigmas[step] for step in self.steps))
