@@ -24,7 +24,18 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint, IPAdapter
+from mflux.conditions import (
+    Control,
+    ControlNet,
+    Fill,
+    ImageToImage,
+    Inpaint,
+    IPAdapter,
+    Kontext,
+    MaskedEdit,
+    Redux,
+)
+from mflux.conditions.redux import siglip_pixels
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.schedule import read_schedule, strength_start
 from mflux.engine.slots import Condition
@@ -32,8 +43,9 @@ from mflux.engine.tokens import open_clip, open_t5
 from mflux.images.canny import canny
 from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
-from mflux.images.sizes import floor_to_cell
+from mflux.images.sizes import floor_to_cell, of_area, preferred
 from mflux.models.transformer import rope_table
+from mflux.weights.catalog import MEGAPIXEL
 from mflux.weights.files import read_header, read_tensor
 from mflux.conditions.depth import normalised
 from mflux.conditions.ip_adapter import clip_pixels
@@ -42,9 +54,10 @@ from mflux.weights.kinds import read_config
 from mflux.weights.load import check, load_network
 from mflux.weights.load import fill as fill_network
 from mflux.weights.lora_files import ADAPTABLE, attach, read_lora
+from mflux.weights.resolve import SIDE_PARTS, resolve
 
 Tensors = dict[str, Any]
-DIFFUSERS_SIDE = 1024
+DIFFUSERS_SIDE, DIFFUSERS_TEXT = 1024, 512
 GREY_WEIGHTS, GREY_SCALE = np.array([9798, 19235, 3735]), 1 << 15  # cv2.COLOR_RGB2GRAY of 8-bit pixels
 ENCODED = ("input_ids", "last_hidden_state", "pooled")
 MANDATORY = {
@@ -68,6 +81,10 @@ MANDATORY = {
     "ip-adapter": ("latents", "image"),
     "controlnet-image-to-image": ("latents", "image"),
     "controlnet-inpaint": ("latents", "image"),
+    "kontext": ("latents", "image"),
+    "kontext-inpaint": ("latents", "image"),
+    "redux": ("latents", "image"),
+    "siglip": ("last_hidden_state", "pixel_values"),
 }
 
 
@@ -373,17 +390,85 @@ def ip_adapter(case: Case) -> Tensors:
     return draw(case, [adapter], {})
 
 
-def draw(case: Case, conditions: list[Condition], defaults: dict[str, Any]) -> Tensors:
+def kontext(case: Case) -> Tensors:
+    images = [case.path("image")] if "image" in case.spec["inputs"] else []
+    area = case.args.get("max_area", DIFFUSERS_SIDE**2)
+    return draw(case, [Kontext(images, max_area=area, fit=reference_fit(case))], {})
+
+
+def kontext_inpaint(case: Case) -> Tensors:
+    """The drawn picture has the size that a reference of the source's size would get."""
+    fit, source = reference_fit(case), open_picture(case.path("image"), "image")
+    own = floor_to_cell(source.height), floor_to_cell(source.width)
+    height, width = own if fit == "own" else preferred(MEGAPIXEL, source.height, source.width)
+    condition = MaskedEdit(
+        case.path("image"),
+        case.path("mask"),
+        reference=case.path("reference") if "reference" in case.spec["inputs"] else None,
+        strength=case.args.get("strength", 1.0),
+        composite="latent",
+        latent_mask="nearest",
+        fit=fit,
+    )
+    return draw(case, [condition], {}, {"height": height, "width": width})
+
+
+def redux(case: Case) -> Tensors:
+    """The prior's sums of texts, which have no other name here, take the place of an empty prompt's."""
+    args, given = case.args, case.spec["inputs"]["image"]
+    paths = [case.folder / name for name in ([given] if isinstance(given, str) else given)]
+    count, length = len(paths), args.get("max_sequence_length", DIFFUSERS_TEXT)
+
+    def listed(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value] * count
+
+    strengths, pooled_scales = (listed(args.get(f"{name}embeds_scale", 1.0)) for name in ("prompt_", "pooled_prompt_"))
+    source, extra = resolve(str(case.model())), case.model(args["redux"])
+    flux = Flux1(replace(source, folders=source.folders | {part: extra / part for part in SIDE_PARTS}))
+    texts = [flux.encode_prompt(prompt or "", None, length) for prompt in listed(args["prompt"])]
+    states = sum(scale * text[0] for scale, text in zip(strengths, texts, strict=True)) / sum(strengths)
+    pooled = sum(scale * text[1] for scale, text in zip(pooled_scales, texts, strict=True)) / count
+    seen = 0.0 if args["prompt"] is None else 1.0  # a prior without text encoders gives zeros
+    flux._prompts["", "", length] = (seen * states, seen * pooled)
+    return draw(case, [Redux(paths, strengths, combine="sum")], {}, {"prompt": "", "max_sequence_length": length}, flux)
+
+
+def siglip(case: Case) -> Tensors:
+    encoder = load_network("image_encoder", case.model())
+    pixels = case.tensor("pixel_values")
+    if pixels is None:
+        pixels = mx.array(siglip_pixels(case.path("image"), case.args["size"]))
+    return {"pixel_values": pixels, "last_hidden_state": encoder(pixels)}
+
+
+def reference_fit(case: Case) -> str:
+    return "preferred" if case.args.get("_auto_resize", True) else "own"
+
+
+def kontext_sizes(case: Case) -> Tensors:
+    return {
+        "output_sizes": np.int32([of_area(area, height, width) for height, width, area in case.args["outputs"]]),
+        "reference_sizes": np.int32([preferred(MEGAPIXEL, *size) for size in case.args["references"]]),
+    }
+
+
+def draw(
+    case: Case,
+    conditions: list[Condition],
+    defaults: dict[str, Any],
+    fixed: dict[str, Any] | None = None,
+    flux: Flux1 | None = None,
+) -> Tensors:
     """A whole pipeline: diffusers' arguments in, latents and pictures out."""
     args = {"height": DIFFUSERS_SIDE, "width": DIFFUSERS_SIDE, "num_inference_steps": 28, "guidance": 3.5}
-    args |= {"max_sequence_length": 512, **defaults, **case.args}
+    args |= {"max_sequence_length": DIFFUSERS_TEXT, **defaults, **case.args, **(fixed or {})}
     negative = args.get("negative_prompt") if args.get("true_cfg_scale", 1.0) > 1 else None
     names = ("height", "width", "num_inference_steps", "guidance", "max_sequence_length", "sigmas")
     config = Config(
         **{name: args[name] for name in names if args.get(name) is not None},
         true_cfg=1.0 if negative is None else args["true_cfg_scale"],
     )
-    flux = Flux1(str(case.model()))
+    flux = flux or Flux1(str(case.model()))
     if args.get("posterior") == "sample":
         roles = {"image": "vae_noise", "masked": "masked_vae_noise", "control": "control_vae_noise"}
         roles = {role: case.tensor(name) for role, name in roles.items()}
@@ -441,6 +526,11 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "controlnet-forward": controlnet_forward,
     "clip-vision": clip_vision,
     "ip-adapter": ip_adapter,
+    "kontext": kontext,
+    "kontext-inpaint": kontext_inpaint,
+    "kontext-sizes": kontext_sizes,
+    "redux": redux,
+    "siglip": siglip,
 }
 
 

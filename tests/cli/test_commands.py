@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, make_dataclass
 from inspect import signature
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
-from mflux.cli.inspect import check, info, lora_library
 from mflux.cli.main import Run
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
@@ -22,7 +21,7 @@ from mflux.engine.request import Request
 from mflux.weights.save import Saving
 
 READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Saving": Saving}
-READERS |= {"info": info, "check": check, "lora_library": lora_library}
+READERS["Asked"] = make_dataclass("Asked", ("file", "model", "action", "paths"))  # read straight from the values
 READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 
@@ -58,7 +57,21 @@ def test_no_flag_is_there_twice(command):
             "--max-sequence-length --noise --batch-size --metadata --no-metadata --ip-adapter --ip-adapter-image "
             "--ip-adapter-scale",
         ),
-        ("mflux-generate-fill", "--prompt --model --image-path --masked-image-path --mask-path --no-composite --seed"),
+        (
+            "mflux-generate-fill",
+            "--prompt --model --image-path --masked-image-path --mask-path --no-composite --seed --edit-mode "
+            "--outpaint-padding --image-outpaint-padding",
+        ),
+        ("mflux-generate-kontext", "--prompt --image-path --turns --fit --guidance"),
+        (
+            "mflux-generate-masked-edit",
+            "--image-path --mask-path --masked-image-path --reference-image --strength --padding-mask-crop --mask-grow "
+            "--feather --composite --fit",
+        ),
+        ("mflux-generate-redux", "--redux-image-paths --redux-image-strengths --redux-combine"),
+        ("mflux-generate-in-context", "--image-path --reference-image --lora-style --layout --save-full-image"),
+        ("mflux-generate-in-context-catvton", "--person-image --person-mask --garment-image --save-full-image"),
+        ("mflux-generate-in-context-edit", "--reference-image --image-path --instruction --save-full-image"),
         (
             "mflux-generate-canny",
             "--image-path --canny-image-path --save-canny --canny-low --canny-high --seed --model --fit",

@@ -106,7 +106,7 @@ def test_a_config_of_a_billion_layers_is_refused_at_once(model, part, key):
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (8, 8))\n"
-        "from mflux.cli.main import generate; sys.exit(generate())"
+        "sys.argv[0] = 'mflux-generate'; from mflux.cli.main import named; sys.exit(named())"
     )
     words = [*FAST, "--max-sequence-length", "8", "--model", str(model)]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=model)
@@ -233,7 +233,7 @@ def test_a_damaged_tokenizer_is_named(damaged, model, file, content):
 def run_apart(model: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own, which may die."""
     words = [*FAST, "--max-sequence-length", "8", "--model", str(model), "--output", str(model / "x.png")]
-    code = "import sys; from mflux.cli.main import generate; sys.exit(generate())"
+    code = "import sys; sys.argv[0] = 'mflux-generate'; from mflux.cli.main import named; sys.exit(named())"
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
 
 

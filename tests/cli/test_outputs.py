@@ -16,7 +16,7 @@ from PIL import Image
 
 from mflux.images.metadata import read_metadata
 
-GENERATE = "import sys; from mflux.cli.main import generate; sys.exit(generate())"
+GENERATE = "import sys; sys.argv[0] = 'mflux-generate'; from mflux.cli.main import named; sys.exit(named())"
 
 
 @pytest.fixture

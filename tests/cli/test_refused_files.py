@@ -15,6 +15,15 @@ ROLES = {
     ("mflux-generate", "dev", "--mask-path"): ("--image-path",),
     ("mflux-generate-fill", "fill", "--image-path"): ("--masked-image-path",),
     ("mflux-generate-fill", "fill", "--masked-image-path"): ("--image-path",),
+    ("mflux-generate-kontext", "kontext", "--image-path"): (),
+    ("mflux-generate-masked-edit", "kontext", "--image-path"): ("--mask-path",),
+    ("mflux-generate-masked-edit", "kontext", "--mask-path"): ("--image-path",),
+    ("mflux-generate-masked-edit", "kontext", "--reference-image"): ("--image-path", "--mask-path"),
+    ("mflux-generate-in-context", "dev", "--image-path"): (),
+    ("mflux-generate-in-context-catvton", "fill", "--person-image"): ("--person-mask", "--garment-image"),
+    ("mflux-generate-in-context-catvton", "fill", "--person-mask"): ("--person-image", "--garment-image"),
+    ("mflux-generate-in-context-catvton", "fill", "--garment-image"): ("--person-image", "--person-mask"),
+    ("mflux-generate-in-context-edit", "fill", "--reference-image"): (),
 }
 
 
@@ -22,8 +31,7 @@ ROLES = {
 def role(request, blind, files, refused):
     """Run a command with something wrong in the place of one of its pictures."""
     command, model, flag = request.param
-    good = {"--image-path": files[0], "--masked-image-path": files[1]}
-    rest = [word for other in ROLES[request.param] for word in (other, good[other])]
+    rest = [word for other in ROLES[request.param] for word in (other, files["mask" in other])]
 
     def run(path: str | Path) -> list[str]:
         return refused(*blind(model), *rest, flag, path, command=command)
@@ -74,9 +82,12 @@ def test_a_mask_of_too_many_pixels_is_refused_by_its_header_alone(refused, blind
     assert "20000 x 16000 px" in error
 
 
-@pytest.mark.parametrize(("command", "model"), [("mflux-generate", "dev"), ("mflux-generate-fill", "fill")])
+@pytest.mark.parametrize(
+    ("command", "model"),
+    [("mflux-generate", "dev"), ("mflux-generate-fill", "fill"), ("mflux-generate-masked-edit", "kontext")],
+)
 def test_a_mask_of_another_size_or_all_black_is_refused(refused, blind, files, tmp_path, command, model):
-    flag = "--mask-path" if model == "dev" else "--masked-image-path"
+    flag = "--masked-image-path" if model == "fill" else "--mask-path"
     flags = (*blind(model), "--image-path", files[0], "--mask-path")
     other = hostile.mask(tmp_path / "other.png", 63, 48)
     error = f"`{flag}`: the mask is 63 x 48 px, but its image 64 x 48"
@@ -98,6 +109,14 @@ def test_a_fill_without_its_picture_or_mask_is_refused(refused, blind, files):
 def test_an_image_strength_out_of_range_is_refused(refused, blind, files, value):
     error, hint = refused(*blind("dev"), "--image-path", files[0], f"--image-strength={value}")
     assert error.startswith("`--image-strength`: ") and hint == "give a number from 0 to below 1"
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+def test_a_moving_picture_is_refused_with_its_frames(role, tmp_path, ending):
+    path = tmp_path / f"moving.{ending}"
+    frames = [Image.new("RGB", (64, 48), (level, 0, 0)) for level in (0, 100, 200)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert role(path) == [f"`{role.flag}`: `{path}` moves: it has 3 frames", "save one of them as a picture of its own"]
 
 
 def test_a_picture_that_no_memory_holds_is_refused_with_both_numbers(refused, blind):

@@ -12,7 +12,21 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Control, ControlNet, Fill, ImageToImage, Inpaint, IPAdapter, Upscale
+from mflux.conditions import (
+    Control,
+    ControlNet,
+    Fill,
+    ImageToImage,
+    InContext,
+    InContextEdit,
+    Inpaint,
+    IPAdapter,
+    Kontext,
+    MaskedEdit,
+    Redux,
+    TryOn,
+    Upscale,
+)
 from mflux.engine.slots import Condition, request_from_json
 
 MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
@@ -63,6 +77,33 @@ ROWS = [
         off=lambda picture, mask: [Inpaint(picture, np.full((48, 64), 255, np.uint8))],
     ),
     Row("fill", "fill", lambda picture, mask: [Fill(picture, mask)]),
+    Row(
+        "kontext",
+        "kontext",
+        lambda picture, mask: [Kontext([picture, mask], fit="own")],
+        off=lambda picture, mask: [Kontext([])],
+    ),
+    Row(
+        "kontext, after two turns",
+        "kontext",
+        lambda picture, mask: [Kontext(picture, fit="own", turns=("a red fox",) * 2)],
+    ),
+    Row(
+        "redux",
+        "redux",
+        lambda picture, mask: [Redux([picture, mask], strengths=[1.0, 0.5])],
+        off=lambda picture, mask: [Redux([picture, mask], strengths=[0, 0])],
+    ),
+    Row("in-context", "dev", lambda picture, mask: [InContext(picture)]),
+    Row("in-context, on top", "dev", lambda picture, mask: [InContext(picture, layout="tb")]),
+    Row("in-context edit", "ic-edit", lambda picture, mask: [InContextEdit(picture, lora="")]),
+    Row("try-on", "fill", lambda picture, mask: [TryOn(picture, mask, picture)]),
+    Row("fill, edit in channels", "fill", lambda picture, mask: [Fill(picture, edit_mode="channels")]),
+    Row("fill, edit beside", "fill", lambda picture, mask: [Fill(picture, edit_mode="spatial")]),
+    Row("fill, outpaint", "fill", lambda picture, mask: [Fill(picture, mask, outpaint=[0, 16, 0, 0])]),
+    Row("redux, added up", "redux", lambda picture, mask: [Redux([picture, mask], combine="sum")]),
+    Row("masked edit", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, strength=0.7)]),
+    Row("masked edit, reference", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, mask, fit="own")]),
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
     Row("control", "control", lambda picture, mask: [Control(picture)]),
     Row("control from edges", "control", lambda picture, mask: [Control(source=picture, kind="canny")]),
@@ -103,6 +144,16 @@ ROWS = [
         "dev",
         lambda picture, mask: [ControlNet(picture, CONTROLNET), Inpaint(picture, mask, strength=0.7)],
     ),
+    Row(
+        "kontext + controlnet + ip-adapter",
+        "dev",
+        lambda picture, mask: [
+            Kontext(picture, fit="own"),
+            ControlNet(picture, CONTROLNET),
+            IPAdapter(ADAPTER, picture, encoder=CLIP_VISION),
+        ],
+    ),
+    Row("redux + controlnet", "redux", lambda picture, mask: [Redux(picture), ControlNet(picture, CONTROLNET)]),
 ]
 OFF = [row for row in ROWS if row.off]
 
@@ -172,8 +223,8 @@ def test_the_request_survives_json(row, files, random_flux):
     assert [type(each) for each in again.conditions] == [type(each) for each in request.conditions]
 
 
-def test_it_refuses_before_weights_are_read(row, files, oracle_model):
-    fresh = Flux1(str(oracle_model(row.model)))
+def test_it_refuses_before_weights_are_read(row, files, random_flux):
+    fresh = Flux1(random_flux(row.model).parts.source)
     files[0].write_bytes(files[0].read_bytes()[:60])
     with pytest.raises(UsageError, match="cannot be read as a picture"):
         draw(fresh, row.make(*files))
@@ -183,7 +234,8 @@ def test_it_refuses_before_weights_are_read(row, files, oracle_model):
 def test_it_does_not_change_the_noise(row, files, random_flux):
     """The start noise of a seed is the same whatever conditions are there: own latents of that noise agree."""
     flux, conditions = random_flux(row.model), row.make(*files)
-    noise = mx.random.normal((1, 12, 64), key=mx.random.key(5))
+    tokens = flux.plan(5, "x", CONFIG, conditions=conditions).tokens
+    noise = mx.random.normal((1, tokens, 64), key=mx.random.key(5))
     assert np.array_equal(latents(draw(flux, conditions)), latents(draw(flux, conditions, latents=noise)))
 
 

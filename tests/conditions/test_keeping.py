@@ -5,10 +5,10 @@ import pytest
 from PIL import Image, ImageCms
 
 from mflux import Config, UsageError
-from mflux.conditions import Fill, Inpaint
+from mflux.conditions import Fill, Inpaint, MaskedEdit
 
 STEPS = {"num_inference_steps": 2, "max_sequence_length": 16}
-CONDITIONS = [("dev", Inpaint), ("fill", Fill)]
+CONDITIONS = [("dev", Inpaint), ("fill", Fill), ("kontext", MaskedEdit)]
 SIZES = [(48, 64), (37, 51), (16, 17), (9, 70)]
 
 
@@ -42,7 +42,8 @@ def test_pixels_outside_the_mask_are_the_source_s_own_bytes(random_flux, model, 
 @pytest.mark.parametrize(("model", "kind"), CONDITIONS)
 def test_without_composite_other_pixels_change_too(random_flux, model, kind):
     source, paint = picture(48, 64), mask(48, 64)
-    result = np.asarray(repaint(random_flux, model, kind, source, paint, composite=False).image)
+    off = "none" if kind is MaskedEdit else False
+    result = np.asarray(repaint(random_flux, model, kind, source, paint, composite=off).image)
     assert not np.array_equal(result[paint == 0], source[paint == 0])
 
 
@@ -56,7 +57,8 @@ def test_an_asked_size_keeps_the_resized_source(random_flux, model, kind):
     assert np.array_equal(np.asarray(image)[kept], resized[kept])
 
 
-def test_a_rotated_photo_is_kept_upright_with_its_colour_profile(random_flux, tmp_path):
+@pytest.mark.parametrize(("model", "kind"), [("dev", Inpaint), ("kontext", MaskedEdit)])
+def test_a_rotated_photo_is_kept_upright_with_its_colour_profile(random_flux, tmp_path, model, kind):
     source = Image.fromarray(picture(40, 56))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -64,16 +66,17 @@ def test_a_rotated_photo_is_kept_upright_with_its_colour_profile(random_flux, tm
     source.save(tmp_path / "photo.png", exif=exif, icc_profile=profile)
     upright = np.asarray(source.transpose(Image.Transpose.ROTATE_270))
     paint = mask(*upright.shape[:2])
-    result = repaint(random_flux, "dev", Inpaint, tmp_path / "photo.png", paint)
+    result = repaint(random_flux, model, kind, tmp_path / "photo.png", paint)
     assert np.array_equal(np.asarray(result.image)[paint == 0], upright[paint == 0])
     written = result.save(tmp_path / "out.png")
     assert Image.open(written).info["icc_profile"] == profile
 
 
-def test_a_crop_keeps_every_byte_outside_the_mask(random_flux):
+@pytest.mark.parametrize(("model", "kind"), [("dev", Inpaint), ("kontext", MaskedEdit)])
+def test_a_crop_keeps_every_byte_outside_the_mask(random_flux, model, kind):
     source, paint = picture(120, 100), np.zeros((120, 100), np.uint8)
     paint[50:60, 30:45] = 255
-    result = np.asarray(repaint(random_flux, "dev", Inpaint, source, paint, crop=8, height=48, width=64).image)
+    result = np.asarray(repaint(random_flux, model, kind, source, paint, crop=8, height=48, width=64).image)
     assert np.array_equal(result[paint == 0], source[paint == 0])
     assert not np.array_equal(result[paint == 255], source[paint == 255])
 

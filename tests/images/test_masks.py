@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mflux import UsageError
-from mflux.images.masks import Canvas, cells, open_canvas, pad
+from mflux.images.masks import Canvas, cells, opacity, open_canvas, pad, spread
 from mflux.images.picture import open_picture
 
 
@@ -96,3 +96,28 @@ def test_a_cell_is_painted_if_any_of_its_pixels_is_or_its_first():
 def test_nothing_is_padded_where_the_size_is_right():
     pixels = np.zeros((32, 16), bool)
     assert pad(pixels).shape == (32, 16) and pad(np.zeros((33, 1, 3))).shape == (48, 16, 3)
+
+
+@pytest.mark.parametrize("distance", [0, 1, 3, 50])
+def test_a_grown_mask_reaches_so_many_px_along_both_axes(distance):
+    mask = np.random.default_rng(distance).random((23, 31)) > 0.97
+    rows, columns = np.nonzero(mask)
+    far = np.abs(np.arange(23)[:, None, None] - rows), np.abs(np.arange(31)[None, :, None] - columns)
+    assert np.array_equal(spread(mask, distance), (np.maximum(*far) <= distance).any(axis=-1))
+
+
+@pytest.mark.parametrize("feather", [0, 1, 4, 100])
+def test_a_feather_lies_inside_the_mask_and_ends_in_its_middle(feather):
+    mask = np.zeros((40, 40), bool)
+    mask[5:30, 8:33] = True
+    share = opacity(mask, feather)
+    assert np.array_equal(share > 0, mask) and share.max() == 1
+    assert (np.diff(share[17, 8:21]) >= 0).all() and (np.diff(share[17, 20:33]) <= 0).all()
+    assert share[17, 8] == pytest.approx(1 / (min(feather, 12) + 1))  # the mask is 25 px wide: 12 to its middle
+
+
+def test_a_mask_that_reaches_the_edge_is_not_feathered_there():
+    mask = np.zeros((20, 20), bool)
+    mask[:, :10] = True
+    share = opacity(mask, 3)
+    assert (share[:, 0] == 1).all() and (share[0] == share[10]).all()

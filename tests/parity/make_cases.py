@@ -22,16 +22,22 @@ from diffusers import (
     FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
+    FluxKontextInpaintPipeline,
+    FluxKontextPipeline,
     FluxPipeline,
+    FluxPriorReduxPipeline,
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from safetensors.numpy import save_file
 
+from mflux.images.sizes import of_area
+
 MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
 ADAPTER = MODELS.parent / "cases" / "ip-adapter" / "ip_adapter.safetensors"
 WORDS = ("a frozen,", "silver", "Fox", "isn't", "drawing", "47", "old", "lanterns;", "it's", "(poster)", "Ünïcode", "!")
 SIDES = (16, 32, 48, 64, 80, 100)
+TEXT_TOKENS = 512  # of the prior, always
 LATENT_TOLERANCE, PIXEL_TOLERANCE = 1e-4, 1.0
 
 
@@ -120,6 +126,73 @@ def with_picture(kind: str, pipeline_class: Any, chance: random.Random, folder: 
     return spec(kind, model, args, inputs, out, folder)
 
 
+def kontext(chance: random.Random, folder: Path) -> dict[str, Any]:
+    """A reference of any size, or none, beside a size that is brought to an area."""
+    args = common(chance) | {"max_area": chance.randint(1000, 6000), "_auto_resize": False}
+    args |= maybe_negative(chance)
+    height, width = of_area(args["max_area"], args["height"], args["width"])
+    inputs, rest = {"latents": "inputs.safetensors"}, {}
+    if chance.random() < 0.8:
+        rest["image"] = picture(chance, chance.randint(16, 120), chance.randint(16, 120), "RGB")
+        rest["image"].save(folder / "image.png")
+        inputs["image"] = "image.png"
+    latents = noises(chance, {"height": height, "width": width}, packed=True)
+    save_file({"latents": latents.numpy()}, folder / "inputs.safetensors")
+    out = call(FluxKontextPipeline.from_pretrained(MODELS / "kontext"), args, latents=latents, **rest)
+    return spec("kontext", "kontext", args, inputs, out, folder)
+
+
+def kontext_inpaint(chance: random.Random, folder: Path) -> dict[str, Any]:
+    """A picture with a mask, perhaps a reference; what is drawn has the picture's size."""
+    image = picture(chance, chance.randint(32, 100), chance.randint(32, 100), "RGB")
+    files = {"image": image, "mask": picture(chance, image.height, image.width, "L")}
+    if chance.random() < 0.5:
+        files["reference"] = picture(chance, chance.randint(16, 100), chance.randint(16, 100), "RGB")
+    for name, each in files.items():
+        each.save(folder / f"{name}.png")
+    size = {"height": image.height, "width": image.width}
+    args = common(chance) | size | {"posterior": "mode", "_auto_resize": False} | maybe_negative(chance)
+    args |= {"strength": chance.choice((0.5, 0.75, 1.0)), "num_inference_steps": chance.randint(2, 5)}
+    noise = noises(chance, args, packed=False)
+    save_file({"noise": noise.numpy()}, folder / "inputs.safetensors")
+    import diffusers.pipelines.flux.pipeline_flux_kontext_inpaint as module
+
+    module.randn_tensor = lambda *_, **__: noise
+    rest = {"image": image, "mask_image": files["mask"], "image_reference": files.get("reference")}
+    out = call(FluxKontextInpaintPipeline.from_pretrained(MODELS / "kontext"), args, **rest)
+    inputs = {"noise": "inputs.safetensors"} | {name: f"{name}.png" for name in files}
+    return spec("kontext-inpaint", "kontext", args, inputs, out, folder)
+
+
+def redux(chance: random.Random, folder: Path) -> dict[str, Any]:
+    """One or two pictures, with texts and scales or without; dev's text encoders serve both pipelines."""
+    images = [
+        picture(chance, chance.randint(20, 120), chance.randint(20, 120), "RGB") for _ in range(chance.choice((1, 2)))
+    ]
+    names = [f"image-{index}.png" for index in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        image.save(folder / name)
+    args = common(chance)
+    del args["max_sequence_length"]
+    args["prompt"] = chance.choice((args["prompt"], None))
+    for name in ("prompt_embeds_scale", "pooled_prompt_embeds_scale"):
+        args[name] = [chance.choice((0.25, 0.8, 1.0, 1.5)) for _ in images]
+    latents = noises(chance, args, packed=True)
+    save_file({"latents": latents.numpy()}, folder / "inputs.safetensors")
+    base = FluxPipeline.from_pretrained(MODELS / "dev")
+    parts = {name: getattr(base, name) for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")}
+    prior = FluxPriorReduxPipeline.from_pretrained(MODELS / "redux", **parts)
+    scales = {name: args[name] for name in ("prompt_embeds_scale", "pooled_prompt_embeds_scale")}
+    given = prior(images, prompt=[args["prompt"] or ""] * len(images), **scales)
+    seen = 0.0 if args["prompt"] is None else 1.0
+    given.prompt_embeds[:, :TEXT_TOKENS] *= seen  # what a prior without text encoders gives
+    words = {name: args[name] for name in ("height", "width", "num_inference_steps", "guidance")}
+    embeds = {"prompt_embeds": given.prompt_embeds, "pooled_prompt_embeds": given.pooled_prompt_embeds * seen}
+    out = call(base, words, latents=latents, **embeds)
+    inputs = {"latents": "inputs.safetensors", "image": names}
+    return spec("redux", "dev", args | {"redux": "redux"}, inputs, out, folder)
+
+
 def control(chance: random.Random, folder: Path) -> dict[str, Any]:
     """A map of any size, stretched."""
     args = common(chance) | {"posterior": "mode"}
@@ -187,7 +260,7 @@ def maybe_negative(chance: random.Random) -> dict[str, Any]:
 
 
 def spec(
-    kind: str, model: str, args: dict[str, Any], inputs: dict[str, str], out: dict[str, np.ndarray], folder: Path
+    kind: str, model: str, args: dict[str, Any], inputs: dict[str, Any], out: dict[str, np.ndarray], folder: Path
 ) -> dict[str, Any]:
     save_file({name: np.ascontiguousarray(value) for name, value in out.items()}, folder / "expected.safetensors")
     expected = {"latents": LATENT_TOLERANCE, "image": PIXEL_TOLERANCE}
@@ -195,12 +268,15 @@ def spec(
 
 
 MAKERS: dict[str, Callable[[random.Random, Path], dict[str, Any]]] = {
-    "control": control,
-    "controlnet": controlnet,
-    "ip-adapter": ip_adapter,
     "text-to-image": text_to_image,
     "image-to-image": lambda chance, folder: with_picture("image-to-image", FluxImg2ImgPipeline, chance, folder),
     "inpaint": lambda chance, folder: with_picture("inpaint", FluxInpaintPipeline, chance, folder),
+    "kontext": kontext,
+    "kontext-inpaint": kontext_inpaint,
+    "redux": redux,
+    "control": control,
+    "controlnet": controlnet,
+    "ip-adapter": ip_adapter,
     "fill": lambda chance, folder: with_picture("fill", FluxFillPipeline, chance, folder),
 }
 

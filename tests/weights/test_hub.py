@@ -17,7 +17,7 @@ from hub_server import Hub, serve
 from safetensors.numpy import save_file
 
 REPO = "some-owner/some-model"
-GENERATE = "from mflux.cli.main import generate; raise SystemExit(generate())"
+GENERATE = "import sys; sys.argv[0] = 'mflux-generate'; from mflux.cli.main import named; raise SystemExit(named())"
 LONG = 24_000_000
 FAST = ("--prompt", "x", "--steps", "1", "--seed", "1", "--height", "16", "--width", "16", "--max-sequence-length", "8")
 

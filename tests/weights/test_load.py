@@ -1,5 +1,7 @@
 """Networks from folders: every tensor is asked for, every tensor is used."""
 
+import shutil
+
 import hostile
 import mlx.core as mx
 import numpy as np
@@ -13,11 +15,7 @@ from mflux.weights.kinds import KINDS, read_config
 from mflux.weights.load import check, expected_shapes, load_network
 
 PARTS = tuple(part for part in KINDS if part != "ip_adapter")  # that one is always a single file
-BESIDE = {
-    "controlnet": "controlnet",
-    "depth_pro": "depth-pro",
-    "clip_vision": "clip-vision",
-}  # kinds that are no part of a model -> their folder
+BESIDE = {"controlnet": "controlnet", "depth_pro": "depth-pro", "clip_vision": "clip-vision"}  # no part of a model
 SIZE_KEYS = {
     "transformer": "num_layers",
     "text_encoder": "hidden_size",
@@ -25,6 +23,8 @@ SIZE_KEYS = {
     "controlnet": "num_layers",
     "depth_pro": "fusion_hidden_size",
     "clip_vision": "hidden_size",
+    "image_encoder": "hidden_size",
+    "image_embedder": "redux_dim",
 }
 
 
@@ -33,6 +33,7 @@ def model(oracle_model, tmp_path):
     folder = hostile.copy_model(oracle_model("dev"), tmp_path / "model")
     for part, name in BESIDE.items():
         hostile.copy_model(oracle_model(name), folder / part)
+    shutil.copytree(oracle_model("redux"), folder, dirs_exist_ok=True)
     return folder
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mflux.errors import ModelError, UsageError
 from mflux.weights import catalog
-from mflux.weights.resolve import NETWORKS, resolve
+from mflux.weights.resolve import NETWORKS, SIDE_PARTS, resolve
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,10 @@ def test_the_bare_family_name_means_the_command_s_own_row():
         ("krea", 25, 3.5, 512),
         ("fill", 25, 30.0, 512),
         ("kontext", 28, 2.5, 512),
+        ("redux", 25, 3.5, 512),
+        ("in-context", 25, 3.5, 512),
+        ("ic-edit", 25, 30.0, 512),
+        ("try-on", 25, 30.0, 512),
         ("depth", 25, 10.0, 512),
         ("canny", 25, 30.0, 512),
     ],
@@ -134,6 +138,58 @@ def test_a_finished_download_needs_no_network(monkeypatch, tmp_path, oracle_mode
     assert source.folders["vae"] == snapshot / "vae" and source.row.name == "schnell"
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """An empty hub cache, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_redux_is_its_own_parts_and_dev_s(hub, oracle_model):
+    dev = cached(hub, "black-forest-labs/FLUX.1-dev", oracle_model("dev"))
+    own = cached(hub, "black-forest-labs/FLUX.1-Redux-dev", oracle_model("redux"))
+    source = resolve("redux")
+    assert source.row.name == resolve("black-forest-labs/FLUX.1-Redux-dev").row.name == "dev-redux"
+    assert resolve("black-forest-labs/FLUX.1-Redux-dev").folders == source.folders
+    assert {part: source.folders[part] for part in SIDE_PARTS} == {part: own / part for part in SIDE_PARTS}
+    assert all(source.folders[part] == dev / part for part in NETWORKS)
+
+
+def test_a_model_of_the_family_gets_redux_parts_where_the_task_asks_for_them(hub, oracle_model):
+    own = cached(hub, "black-forest-labs/FLUX.1-Redux-dev", oracle_model("redux"))
+    source = resolve(str(oracle_model("dev")), task="redux")
+    assert source.folders["image_encoder"] == own / "image_encoder"
+    assert "image_encoder" not in resolve(str(oracle_model("dev"))).folders
+    assert "image_encoder" not in resolve(str(oracle_model("fill")), task="redux").folders
+
+
+def test_try_on_is_its_own_transformer_and_fill_s_other_parts(hub, oracle_model):
+    fill = cached(hub, "black-forest-labs/FLUX.1-Fill-dev", oracle_model("fill"))
+    own = cached(hub, "xiaozaa/catvton-flux-beta", oracle_model("fill") / "transformer")
+    source = resolve("try-on")
+    assert (source.row.name, source.row.guidance) == ("dev-try-on", 30.0)
+    assert source.folders["transformer"] == own
+    assert all(source.folders[part] == fill / part for part in NETWORKS if part != "transformer")
+    assert (
+        resolve(str(oracle_model("fill")), task="try-on").folders["transformer"] == oracle_model("fill") / "transformer"
+    )
+
+
+def test_redux_without_its_parts_is_no_whole_download(hub, oracle_model):
+    cached(hub, "black-forest-labs/FLUX.1-dev", oracle_model("dev"))
+    own = cached(hub, "black-forest-labs/FLUX.1-Redux-dev", oracle_model("redux"))
+    hostile.tensor_file(own / "image_embedder").unlink()
+    with pytest.raises(ModelError, match=r"FLUX\.1-Redux-dev"):
+        resolve("redux")
+
+
+@pytest.mark.parametrize(("task", "row"), [("kontext", "dev-kontext"), ("redux", "dev-redux"), ("fill", "dev")])
+def test_a_folder_s_row_is_that_of_the_task_where_its_channels_fit(hub, oracle_model, task, row):
+    cached(hub, "black-forest-labs/FLUX.1-Redux-dev", oracle_model("redux"))
+    assert resolve(str(oracle_model("dev")), task=task).row.name == row
+
+
 def test_a_download_that_was_cut_off_is_not_taken_for_a_whole_one(monkeypatch, tmp_path, oracle_model):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -169,7 +225,7 @@ def test_a_name_that_nothing_can_have_is_refused(name):
 @pytest.mark.parametrize("name", ["tiny/fill", "tiny/depth", "tiny/controlnet"])
 def test_a_built_in_model_that_is_not_trained_yet_says_so(name, tmp_path, monkeypatch):
     monkeypatch.setattr("mflux.weights.resolve.BUILT_IN", tmp_path)
-    with pytest.raises(ModelError, match=f"`{name}` is not built in yet"):
+    with pytest.raises(ModelError, match=f"`{name}` is not trained yet"):
         resolve(name)
 
 

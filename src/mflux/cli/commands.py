@@ -1,9 +1,7 @@
 """The commands, as one table."""
 
 import argparse
-from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from mflux.cli.options import LORAS, SHARED, Command, Option, Values, real, whole
@@ -43,13 +41,88 @@ def start_conditions(values: Values) -> tuple[Any, ...]:
     return (conditions.ImageToImage(image, image_strength=strength),)
 
 
+PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
+MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
+
+
+FULL_IMAGE = Option(
+    "--save-full-image",
+    "Run.side_files",
+    "also write both panels as <name>_full.png",
+    {"action": "append_const", "const": "full"},
+)
+
+
 def fill_conditions(values: Values) -> tuple[Any, ...]:
-    for name, what in (("image", "`--image-path`"), ("mask", "`--masked-image-path`")):
-        if name not in values:
-            raise UsageError(f"{what} is missing", "give the picture and a mask of its size, white where to paint")
+    if "edit_mode" in values or "outpaint" in values:
+        needed(values, "give the picture", image="--image-path")
+    else:
+        needed(values, PICTURE_AND_MASK, image="--image-path", mask="--masked-image-path")
+    if "edit_mode" in values and "composite" in values:
+        raise UsageError("an edit mode keeps no pixels anyway", "leave one of the two out", "composite")
     from mflux import conditions
 
-    return (conditions.Fill(values["image"], values["mask"], composite=not values.get("composite", False)),)
+    fields = given(values, "image", "mask", "edit_mode", "outpaint")
+    return (conditions.Fill(**fields, composite=not values.get("composite", False)),)
+
+
+def kontext_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture to edit, and perhaps more to take from", images="--image-path")
+    from mflux import conditions
+
+    return (conditions.Kontext(**given(values, "images", "fit")),)
+
+
+def masked_edit_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, PICTURE_AND_MASK, image="--image-path", mask="--mask-path")
+    if "feather" in values and values.get("composite", "pixel") != "pixel":
+        raise UsageError("only `--composite pixel` has an edge to feather", "leave one of the two out", "feather")
+    if "fit" in values and "reference" not in values:
+        raise UsageError("there is no reference for it", "give `--reference-image` too", "fit")
+    from mflux import conditions
+
+    return (conditions.MaskedEdit(**given(values, "image", "mask", "reference", *MASKED_EDIT)),)
+
+
+def redux_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give one picture or more to draw like", images="--redux-image-paths")
+    from mflux import conditions
+
+    return (conditions.Redux(**given(values, "images", "strengths", "combine")),)
+
+
+def in_context_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture that the new one goes with", image="--image-path")
+    from mflux import conditions
+
+    return (conditions.InContext(**given(values, "image", "style", "layout")),)
+
+
+def try_on_conditions(values: Values) -> tuple[Any, ...]:
+    hint = "give the person, a mask of that picture's size, white where the garment goes, and the garment"
+    needed(values, hint, person="--person-image", mask="--person-mask", garment="--garment-image")
+    from mflux import conditions
+
+    return (conditions.TryOn(**given(values, "person", "mask", "garment")),)
+
+
+def in_context_edit_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture to edit", image="--reference-image")
+    from mflux import conditions
+
+    return (conditions.InContextEdit(**given(values, "image", "instruction", "lora")),)
+
+
+def needed(values: Values, hint: str, **flags: str) -> None:
+    """Refuse where a flag that fills one of these fields is not given."""
+    for name, flag in flags.items():
+        if name not in values:
+            raise UsageError(f"`{flag}` is missing", hint)
+
+
+def given(values: Values, *names: str) -> dict[str, Any]:
+    """The values of these fields, where their flags are given."""
+    return {name: values[name] for name in names if name in values}
 
 
 def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ...]:
@@ -124,39 +197,6 @@ def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
     )
 
 
-def save(values: Values) -> None:
-    from mflux.cli.save import save_model
-
-    save_model(values)
-
-
-def info(values: Values) -> None:
-    from mflux.cli.inspect import info
-
-    info(**values)
-
-
-def check(values: Values) -> None:
-    from mflux.cli.inspect import check
-
-    check(**values)
-
-
-def lora_library(values: Values) -> None:
-    from mflux.cli.inspect import lora_library
-
-    lora_library(**values)
-
-
-def run_of(module: str) -> Callable[[Values], None]:
-    """The `run(values)` of a module beside this one, imported when it is called."""
-
-    def run(values: Values) -> None:
-        import_module(f"mflux.cli.{module}").run(values)
-
-    return run
-
-
 OPTIONAL: dict[str, Any] = {"nargs": "?", "default": argparse.SUPPRESS}  # whether it is missing the command says
 COMMANDS = (
     Command(
@@ -198,6 +238,17 @@ COMMANDS = (
                 "Fill.composite",
                 "do not put the picture's own pixels back outside the mask",
                 {"action": "store_true"},
+            ),
+            Option(
+                "--outpaint-padding --image-outpaint-padding",
+                "Fill.outpaint",
+                "paint around the picture: top,right,bottom,left in px or %%, for example 0,25%%,0,25%%",
+            ),
+            Option(
+                "--edit-mode",
+                "Fill.edit_mode",
+                "without a mask, for adapters trained so: the picture in the extra channels (channels) or beside "
+                "the drawn one (spatial)",
             ),
         ),
         fill_conditions,
@@ -260,7 +311,7 @@ COMMANDS = (
                 {"type": whole},
             ),
         ),
-        run=run_of("save_depth"),
+        run="mflux.cli.save_depth:run",
     ),
     Command(
         "mflux-generate-controlnet",
@@ -331,7 +382,7 @@ COMMANDS = (
                 "top, right, bottom, left in px or per cent, as in CSS: `0,25%,0,25%`",
             ),
         ),
-        run=run_of("outpaint_canvas"),
+        run="mflux.cli.outpaint_canvas:run",
     ),
     Command(
         "mflux-mask",
@@ -345,7 +396,7 @@ COMMANDS = (
             ),
             Option("--no-browser", "PaintMask.no_browser", "print the address only", {"action": "store_true"}),
         ),
-        run=run_of("paint_mask"),
+        run="mflux.cli.paint_mask:run",
     ),
     Command(
         "mflux-upscale",
@@ -368,6 +419,141 @@ COMMANDS = (
         needs_prompt=False,
     ),
     Command(
+        "mflux-generate-kontext",
+        "Do with a picture what the prompt tells, with a Kontext model.",
+        "kontext",
+        (
+            *SHARED,
+            Option("--image-path", "Kontext.images", "the picture, or several to take from", {"nargs": "+"}),
+            Option("--turns", "Run.turns", "a text file of instructions, one a line, each on the result before"),
+            Option(
+                "--fit",
+                "Kontext.fit",
+                "size of the pictures: preferred (default), own, or the drawn one's by stretch, crop or pad",
+            ),
+        ),
+        kontext_conditions,
+        default_model="kontext",
+    ),
+    Command(
+        "mflux-generate-masked-edit",
+        "Do what the prompt tells inside a mask, with a Kontext model; every byte outside stays.",
+        "kontext",
+        (
+            *SHARED,
+            Option("--image-path", "MaskedEdit.image", "the picture"),
+            Option("--mask-path --masked-image-path", "MaskedEdit.mask", "its mask: white is changed, black is kept"),
+            Option("--reference-image", "MaskedEdit.reference", "a picture to take from"),
+            Option(
+                "--reference-and-source",
+                "MaskedEdit.reference_and_source",
+                "show the network the picture beside the reference, not the reference alone",
+                {"action": "store_true"},
+            ),
+            Option("--fit", "MaskedEdit.fit", "size of the reference: preferred (default), own, stretch, crop or pad"),
+            Option(
+                "--strength",
+                "MaskedEdit.strength",
+                "above 0 to 1: share of the steps that run; lower stays closer (default 1)",
+                {"type": real},
+            ),
+            Option(
+                "--padding-mask-crop",
+                "MaskedEdit.crop",
+                "work on the mask's surroundings only, with so many px around it, 0 to 512",
+                {"type": whole},
+            ),
+            Option("--mask-grow", "MaskedEdit.grow", "widen the mask by so many px, 0 to 256", {"type": whole}),
+            Option(
+                "--feather",
+                "MaskedEdit.feather",
+                "px inside the mask over which new turns into old, 0 to 256 (default 8)",
+                {"type": whole},
+            ),
+            Option(
+                "--composite",
+                "MaskedEdit.composite",
+                "keep what is outside: its pixels (pixel, default), its latents (latent), or nothing (none)",
+            ),
+        ),
+        masked_edit_conditions,
+        default_model="kontext",
+    ),
+    Command(
+        "mflux-generate-redux",
+        "Draw something like one or more pictures, with a prompt or without.",
+        "redux",
+        (
+            *SHARED,
+            Option("--redux-image-paths", "Redux.images", "the pictures", {"nargs": "+"}),
+            Option(
+                "--redux-image-strengths",
+                "Redux.strengths",
+                "how much each counts, 0 (not at all) to 2 (default 1)",
+                {"type": real, "nargs": "+"},
+            ),
+            Option(
+                "--redux-combine", "Redux.combine", "one after another (concat, default) or added up (sum, diffusers)"
+            ),
+        ),
+        redux_conditions,
+        default_model="redux",
+        needs_prompt=False,
+    ),
+    Command(
+        "mflux-generate-in-context",
+        "Draw a picture that goes with another one; the prompt describes both.",
+        "in-context",
+        (
+            *SHARED,
+            Option("--image-path --reference-image", "InContext.image", "the picture"),
+            Option(
+                "--lora-style",
+                "InContext.style",
+                "use the LoRA of a style: couple, storyboard, font, home, illustration, portrait, ppt, sandstorm, "
+                "sparklers or identity",
+            ),
+            Option("--layout", "InContext.layout", "the two stand left and right (lr, default) or one on top (tb)"),
+            FULL_IMAGE,
+        ),
+        in_context_conditions,
+        default_model="in-context",
+    ),
+    Command(
+        "mflux-generate-in-context-catvton",
+        "Dress a person in a garment, with CatVTON's weights.",
+        "try-on",
+        (
+            *SHARED,
+            Option("--person-image", "TryOn.person", "the person"),
+            Option("--person-mask", "TryOn.mask", "a mask of that picture, white where the garment goes"),
+            Option("--garment-image", "TryOn.garment", "the garment"),
+            FULL_IMAGE,
+        ),
+        try_on_conditions,
+        default_model="try-on",
+        needs_prompt=False,
+    ),
+    Command(
+        "mflux-generate-in-context-edit",
+        "Edit a picture as an instruction says, with IC-Edit's LoRA on a Fill model.",
+        "ic-edit",
+        (
+            *SHARED,
+            Option("--reference-image --image-path", "InContextEdit.image", "the picture"),
+            Option("--instruction", "InContextEdit.instruction", "what to change; in place of a prompt"),
+            Option(
+                "--edit-lora",
+                "InContextEdit.lora",
+                "another LoRA than IC-Edit's own; empty for none, with a model that was trained whole",
+            ),
+            FULL_IMAGE,
+        ),
+        in_context_edit_conditions,
+        default_model="ic-edit",
+        needs_prompt=False,
+    ),
+    Command(
         "mflux-save",
         "Save a model, quantized or not, with LoRAs in it or not, for mflux or for diffusers.",
         "base",
@@ -381,31 +567,31 @@ COMMANDS = (
             Option("--layout", "Saving.layout", "whose folder layout: mflux (default) or diffusers (whole weights)"),
             *LORAS,
         ),
-        run=save,
+        run="mflux.cli.save:save_model",
     ),
     Command(
         "mflux-info",
         "Say what a picture, checkpoint, LoRA or model folder holds.",
         "base",
-        (Option("FILE", "info.file", "a picture, a .safetensors or .gguf file, or a folder"),),
-        run=info,
+        (Option("FILE", "Asked.file", "a picture, a .safetensors or .gguf file, or a folder"),),
+        run="mflux.cli.inspect:info",
     ),
     Command(
         "mflux-check",
         "Compare a saved model with its manifest, byte by byte; without one, check its tensors.",
         "base",
-        (Option("MODEL", "check.model", "a folder, alias or hub id"),),
-        run=check,
+        (Option("MODEL", "Asked.model", "a folder, alias or hub id"),),
+        run="mflux.cli.inspect:check",
     ),
     Command(
         "mflux-lora-library",
         "List the LoRAs that can be named: the files below the folders in LORA_LIBRARY_PATH.",
         "base",
         (
-            Option("ACTION", "lora_library.action", "list", {"nargs": "?", "default": "list", "choices": ("list",)}),
-            Option("--paths", "lora_library.paths", "folders in place of LORA_LIBRARY_PATH", {"nargs": "+"}),
+            Option("ACTION", "Asked.action", "list", {"nargs": "?", "default": "list", "choices": ("list",)}),
+            Option("--paths", "Asked.paths", "folders in place of LORA_LIBRARY_PATH", {"nargs": "+"}),
         ),
-        run=lora_library,
+        run="mflux.cli.inspect:lora_library",
     ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

@@ -3,16 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mflux.cli.options import Values
 from mflux.errors import ModelError, UsageError
 from mflux.paths import FORMATS, expand
 
 
-def info(file: str) -> None:
+def info(values: Values) -> None:
     """Print what a picture, a checkpoint, a LoRA or a folder holds.  Raises MfluxError."""
+    file = values["file"]
     path = expand(file, "file")
     if not path.exists():
         raise UsageError(f"there is no file `{file}`", "give a picture, a .safetensors or .gguf file, or a folder")
@@ -39,7 +40,7 @@ def picture_metadata(path: Path) -> dict[str, Any]:
     return found
 
 
-def check(model: str) -> None:
+def check(values: Values) -> None:
     """Compare a saved model with its manifest; raises ModelError if it is damaged."""
     from tqdm import tqdm
 
@@ -47,7 +48,7 @@ def check(model: str) -> None:
     from mflux.weights.manifest import damage, read_manifest
     from mflux.weights.resolve import NETWORKS, resolve
 
-    found = resolve(model)
+    found = resolve(values["model"])
     root = found.folders["transformer"].parent
     manifest = read_manifest(root)
     files = manifest.get("files", {})
@@ -68,10 +69,10 @@ def check(model: str) -> None:
     print(f"{root}: {what}")
 
 
-def lora_library(action: str = "list", paths: Sequence[str] = ()) -> None:
+def lora_library(values: Values) -> None:
     """Print the names that `--lora` understands, with their files."""
-    if paths:
-        os.environ["LORA_LIBRARY_PATH"] = ":".join(paths)
+    if "paths" in values:
+        os.environ["LORA_LIBRARY_PATH"] = ":".join(values["paths"])
     from mflux.weights.lora_files import library
 
     found = library()

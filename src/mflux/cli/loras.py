@@ -9,7 +9,7 @@ from mflux.errors import UsageError
 def choose_loras(values: Values) -> dict[str, Any]:
     """`lora_paths` and `lora_scales` from the three ways to name LoRAs.  Raises UsageError where they are mixed."""
     paths, scales = list(values.get("lora_paths", ())), list(values.get("lora_scales", ()))
-    pairs, name, repo = values.get("lora", ()), values.get("lora_name"), values.get("lora_repo_id")
+    pairs, name, repo = values.get("adapters", ()), values.get("lora_name"), values.get("lora_repo_id")
     if pairs and (paths or scales):
         raise UsageError("`--lora` and `--lora-paths` are both given", "use `--lora PATH SCALE` for each of them")
     for words in pairs:
@@ -28,4 +28,4 @@ def lora_scale(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"the scale {text!r} is not a number", "give `--lora PATH SCALE`", "lora") from None
+        raise UsageError(f"the scale {text!r} is not a number", "give `--lora PATH SCALE`", "adapters") from None

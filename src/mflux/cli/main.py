@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,45 +37,22 @@ class Run:
     path: str | None = None
     prompt: str | None = None
     prompt_file: str | None = None
+    turns: str | None = None
     seed: Sequence[int] = ()
     auto_seeds: int | None = None
     output: str = "image.png"
     batch_size: int | None = None
     metadata: bool = False
     no_metadata: bool = False
-    side_files: Sequence[str] = ()  # artifacts that are written too
-    lora: Sequence[Sequence[str]] = ()
+    adapters: Sequence[Sequence[str]] = ()
     lora_name: str | None = None
     lora_repo_id: str | None = None
-
-
-def generate() -> int:
-    return main(BY_NAME["mflux-generate"])
-
-
-def fill() -> int:
-    return main(BY_NAME["mflux-generate-fill"])
+    side_files: Sequence[str] = ()  # artifacts that are written too
 
 
 def named() -> int:
     """The command by whose name the program was started."""
     return main(BY_NAME[Path(sys.argv[0]).stem])
-
-
-def save() -> int:
-    return main(BY_NAME["mflux-save"])
-
-
-def info() -> int:
-    return main(BY_NAME["mflux-info"])
-
-
-def check() -> int:
-    return main(BY_NAME["mflux-check"])
-
-
-def lora_library() -> int:
-    return main(BY_NAME["mflux-lora-library"])
 
 
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
@@ -84,7 +62,8 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
     try:
         values = parse(command, sys.argv[1:] if argv is None else argv)
         if command.run:
-            command.run(values)
+            module, _, name = command.run.partition(":")
+            getattr(import_module(module), name)(values)
         else:
             draw(command, values)
         sys.stdout.flush()
@@ -118,8 +97,9 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     if run.batch_size is not None:
         check_number("batch_size", run.batch_size, 1, 1000, whole=True)
     seeds = choose_seeds(run)
-    prompt = read_prompt(run, command.needs_prompt)
-    targets = output_names(run.output, seeds)
+    turns = read_turns(run)
+    prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
+    targets = output_names(run.output, seeds, len(turns))
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = command.conditions(values)
     model, base_model = choose_model(command, run, values.get("base_model"))
@@ -133,24 +113,22 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         if name in values
     }
     flux = Flux1(model, base_model=base_model, task=command.task, **loras, **options)
-    rest = {"negative_prompt": negative, "conditions": conditions}
+    rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
-    if run.prompt_file is not None and run.batch_size is not None:
-        log.warning("--batch-size is not used: with --prompt-file pictures are drawn one by one")
+    if run.batch_size is not None and (turns or run.prompt_file is not None):
+        which = "--turns" if turns else "--prompt-file"
+        log.warning(f"--batch-size is not used: with {which} pictures are drawn one by one")
     for path in checked:
         check_output_size(path, plan.height, plan.width)
     for note in plan.notes:
         log.warning(note)
-    with Bar(len(seeds), plan.steps) as bar:
-        if run.prompt_file is None:  # its prompt may change between pictures, so those are drawn one by one
-            pictures: Iterator[Any] = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
+    with Bar(len(targets), plan.steps) as bar:
+        if turns:
+            pictures = turn_by_turn(flux, plan, turns, bar.step, config, rest)
+        elif run.prompt_file is not None:
+            pictures = prompt_by_prompt(flux, plan, run, bar.step, config, rest)
         else:
-            pictures = (
-                picture
-                for index, seed in enumerate(seeds)
-                for words in [prompt if index == 0 else read_prompt(run)]  # a pipe can be read only once
-                for picture in flux.draw(flux.plan(seed, words, config, **rest), on_step=bar.step)
-            )
+            pictures = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
         for picture, target in zip(pictures, targets, strict=True):
             written = picture.save(target, embed_metadata=not run.no_metadata)
             bar.say(str(written))
@@ -159,6 +137,25 @@ def draw(command: Command, values: dict[str, Any]) -> None:
                     bar.say(str(side_file))
             if run.metadata:
                 bar.say(str(picture.save_metadata(written.with_suffix(".json"))))
+
+
+def turn_by_turn(
+    flux: Any, plan: Any, turns: Sequence[str], on_step: Any, config: Config, rest: dict[str, Any]
+) -> Iterator[Any]:
+    """The pictures of a chain of instructions, seed by seed."""
+    from mflux import conditions
+
+    for seed in plan.request.seeds:
+        yield from conditions.Kontext.draw_turns(flux, seed, turns, config, on_step=on_step, **rest)
+
+
+def prompt_by_prompt(
+    flux: Any, plan: Any, run: Run, on_step: Any, config: Config, rest: dict[str, Any]
+) -> Iterator[Any]:
+    """The pictures of a prompt file, which may change between them; a pipe can be read only once."""
+    for index, seed in enumerate(plan.request.seeds):
+        words = plan.request.prompt if index == 0 else read_prompt(run)
+        yield from flux.draw(flux.plan(seed, words, config, **rest), on_step=on_step)
 
 
 def pick(owner: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -225,15 +222,25 @@ def read_prompt(run: Run, needed: bool = True) -> str:
     return prompt_text(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin", "prompt")
 
 
-def read_prompt_file(path: Path) -> str:
+def read_prompt_file(path: Path, field: str = "prompt_file") -> str:
     try:
         with path.open("rb") as file:
-            return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", "prompt_file")
+            return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", field)
     except FileNotFoundError:
-        raise UsageError(f"there is no file `{path}`", "check the path", "prompt_file") from None
+        raise UsageError(f"there is no file `{path}`", "check the path", field) from None
     except OSError as error:
         problem = f"`{path}` cannot be read ({error.strerror})"
-        raise UsageError(problem, "give a text file", "prompt_file") from None
+        raise UsageError(problem, "give a text file", field) from None
+
+
+def read_turns(run: Run) -> tuple[str, ...]:
+    """The instructions of `--turns`, one a line; none without it."""
+    if run.turns is None:
+        return ()
+    if run.prompt is not None or run.prompt_file is not None:
+        raise UsageError("the file holds the prompts", "give `--turns` alone, or one prompt without it", "turns")
+    text = read_prompt_file(expand(run.turns, "turns"), "turns")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def prompt_text(raw: bytes, name: str, field: str) -> str:
@@ -248,17 +255,24 @@ def prompt_text(raw: bytes, name: str, field: str) -> str:
     return text
 
 
-def output_names(pattern: str, seeds: Sequence[int]) -> list[str]:
-    """A file name for each seed.  Raises UsageError for a placeholder other than `{seed}`."""
+def output_names(pattern: str, seeds: Sequence[int], turns: int = 0) -> list[str]:
+    """A file name for each seed, and for each of its turns.  Raises UsageError for an unknown placeholder."""
     name = pattern.replace("{seed}", "")
     if "{" in name or "}" in name:
         raise UsageError(f"`{pattern}` has an unknown placeholder", "`{seed}` is the only one", "output")
     if "{seed}" in pattern:
-        return [pattern.replace("{seed}", str(seed)) for seed in seeds]
-    path = Path(pattern)
-    return [
-        str(path.with_stem(f"{path.stem}_seed_{seed}")) if len(seeds) > 1 and path.stem else pattern for seed in seeds
-    ]
+        names = [pattern.replace("{seed}", str(seed)) for seed in seeds]
+    else:
+        names = [ending_in(pattern, f"_seed_{seed}") if len(seeds) > 1 else pattern for seed in seeds]
+    if not turns:
+        return names
+    return [ending_in(name, f"_turn_{turn}") for name in names for turn in range(1, turns + 1)]
+
+
+def ending_in(name: str, ending: str) -> str:
+    """The name with an ending of its stem."""
+    path = Path(name)
+    return str(path.with_stem(path.stem + ending)) if path.stem else name
 
 
 class Bar:

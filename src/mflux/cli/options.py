@@ -59,10 +59,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """One command.  conditions: from the values of its flags; default_model: without --model.
+    """One command.  conditions: from the values of its flags; default_model: without --model; needs_prompt: whether
+    there is no picture without a text.
 
-    run: what it does with the values of its flags; by default it draws pictures.  needs_prompt: whether there is no
-    picture without a text.
+    run: the function (module:name) that takes the values of its flags; by default pictures are drawn.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Command:
     options: tuple[Option, ...]
     conditions: Callable[[Values], tuple[Any, ...]] = lambda values: ()
     default_model: str = ""
-    run: Callable[[Values], None] | None = None
+    run: str = ""
     needs_prompt: bool = True
 
 
@@ -90,7 +90,7 @@ MODELS = (
 LORAS = (
     Option(
         "--lora",
-        "Run.lora",
+        "Run.adapters",
         "a LoRA and its scale (default 1); may be given several times",
         {"nargs": "+", "action": "append", "metavar": ("PATH", "SCALE")},
     ),

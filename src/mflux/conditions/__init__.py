@@ -9,9 +9,15 @@ HOMES = {
     "Control": "control",
     "ControlNet": "controlnet",
     "Fill": "fill",
-    "IPAdapter": "ip_adapter",
     "ImageToImage": "image_to_image",
+    "InContext": "in_context",
+    "InContextEdit": "ic_edit",
     "Inpaint": "inpaint",
+    "IPAdapter": "ip_adapter",
+    "Kontext": "kontext",
+    "MaskedEdit": "masked_edit",
+    "Redux": "redux",
+    "TryOn": "try_on",
     "Upscale": "upscale",
 }
 __all__ = sorted(HOMES)

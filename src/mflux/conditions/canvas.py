@@ -2,20 +2,25 @@
 
 from dataclasses import replace
 
+from mflux.engine.request import check_number
 from mflux.engine.slots import Draft, Plan
 from mflux.images.masks import Canvas, open_canvas
-from mflux.images.picture import PictureSource, open_picture
+from mflux.images.picture import Picture, PictureSource
+
+MAX_CROP_PADDING = 16384
 
 
-def plan_canvas(image: PictureSource, mask: PictureSource, draft: Draft, crop: int | None = None) -> Draft:
-    """Check source and mask, and give the draft their size where nobody asked for another."""
-    picture = open_picture(image, "image")
+def plan_canvas(picture: Picture, mask: PictureSource, draft: Draft, crop: int | None = None, grow: int = 0) -> Draft:
+    """Check source and mask, and give the draft their size where nobody asked for another; a crop gets the model's."""
+    if crop is not None:
+        check_number("crop", crop, 0, MAX_CROP_PADDING, whole=True)
+        draft = draft.sized(*(draft.asked(draft.row.side, draft.row.side) or (draft.row.side, draft.row.side)))
     size = draft.asked(picture.height, picture.width)
-    canvas = open_canvas(picture, mask, size, crop)
-    return replace(draft.sized(canvas.height, canvas.width, own_size=size is None), encodes=True)
+    canvas = open_canvas(picture, mask, size, crop, grow)
+    return replace(draft.sized(canvas.height, canvas.width, own_size=size is None), encodes=max(draft.encodes, 1))
 
 
-def planned_canvas(image: PictureSource, mask: PictureSource, plan: Plan, crop: int | None = None) -> Canvas:
+def planned_canvas(picture: Picture, mask: PictureSource, plan: Plan, crop: int | None = None, grow: int = 0) -> Canvas:
     """The canvas that `plan_canvas` planned."""
     size = None if plan.own_size else (plan.height, plan.width)
-    return open_canvas(open_picture(image, "image"), mask, size, crop)
+    return open_canvas(picture, mask, size, crop, grow)

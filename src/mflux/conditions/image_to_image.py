@@ -31,7 +31,7 @@ class ImageToImage(Condition):
         own = floor_to_cell(picture.height), floor_to_cell(picture.width)
         draft = draft.sized(*(draft.asked(picture.height, picture.width) or own))
         draft = draft.starting_at(self.image_strength, self.strength, DEFAULT_IMAGE_STRENGTH, "ImageToImage")
-        return replace(draft, encodes=True)
+        return replace(draft, encodes=max(draft.encodes, 1))
 
     def prepare(self, stage: Stage) -> Prepared:
         if starts_from_noise(stage.plan.first, stage.plan.sigmas):

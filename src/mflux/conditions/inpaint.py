@@ -4,6 +4,7 @@ Source: RePaint's known-region rule, arXiv 2201.09865, as in diffusers' FluxInpa
 outside the mask are the source's own bytes (`composite`), and small masks do not vanish (`latent_mask="any"`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -13,13 +14,12 @@ from mflux.conditions.canvas import plan_canvas, planned_canvas
 from mflux.conditions.image_to_image import noised, start_from, starts_from_noise
 from mflux.engine.denoise import At
 from mflux.engine.latents import LATENT_CHANNELS, LATENT_PIXELS, pack_latents
-from mflux.engine.request import check_choice, check_number
-from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Prepared, Run, Stage
+from mflux.engine.request import check_choice
+from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Plan, Prepared, Run, Stage
 from mflux.images.masks import cells
-from mflux.images.picture import PictureSource, to_pixels
+from mflux.images.picture import PictureSource, open_picture, to_pixels
 
 LATENT_MASKS = ("any", "nearest")
-MAX_CROP_PADDING = 16384
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,35 @@ class Inpaint(Condition):
 
     def plan(self, draft: Draft) -> Draft:
         check_choice("latent_mask", self.latent_mask, LATENT_MASKS)
-        if self.crop is not None:
-            check_number("crop", self.crop, 0, MAX_CROP_PADDING, whole=True)
-            draft = draft.sized(*(draft.asked(draft.row.side, draft.row.side) or (draft.row.side, draft.row.side)))
-        draft = plan_canvas(self.image, self.mask, draft, self.crop)
+        draft = plan_canvas(open_picture(self.image, "image"), self.mask, draft, self.crop)
         return draft.starting_at(self.image_strength, self.strength, 0.0, "Inpaint")
 
     def prepare(self, stage: Stage) -> Prepared:
         plan = stage.plan
-        canvas = planned_canvas(self.image, self.mask, plan, self.crop)
+        canvas = planned_canvas(open_picture(self.image, "image"), self.mask, plan, self.crop)
         clean = pack_latents(stage.encode(mx.array(to_pixels(canvas.rgb)), "image"))
-        latent_mask = cells(canvas.mask, self.latent_mask, LATENT_PIXELS)[None, None]
-        paint = pack_latents(mx.array(np.repeat(latent_mask, LATENT_CHANNELS, axis=1)))
-
-        def bind(run: Run) -> Hooks:
-            def keep_source(latents: mx.array, at: At) -> mx.array:
-                return mx.where(paint, latents, noised(clean, run.noise, at.sigma_next))
-
-            start = None if starts_from_noise(plan.first, plan.sigmas) else start_from(clean, run)
-            return Hooks(start=start, after_step=[keep_source])
-
+        bind = repainting(clean, latent_mask_tokens(canvas.mask, self.latent_mask), plan)
         loose = canvas.blended if self.crop is not None else canvas.placed
         return Prepared(bind=bind, finish=canvas.kept if self.composite else loose, icc=canvas.source.icc)
+
+
+def latent_mask_tokens(mask: np.ndarray, rule: str) -> mx.array:
+    """Which numbers of the latents are painted, (1, S, 64) bool.  mask: (H, W) bool; rule: see `cells`."""
+    latent_mask = cells(mask, rule, LATENT_PIXELS)[None, None]
+    return pack_latents(mx.array(np.repeat(latent_mask, LATENT_CHANNELS, axis=1)))
+
+
+def repainting(clean: mx.array, paint: mx.array, plan: Plan) -> Callable[[Run], Hooks]:
+    """A `bind` that holds the latents where `paint` is false at those of the source, noised to each level.
+
+    clean: the source's tokens (1, S, 64).  A run that begins later starts from them.
+    """
+
+    def bind(run: Run) -> Hooks:
+        def keep_source(latents: mx.array, at: At) -> mx.array:
+            return mx.where(paint, latents, noised(clean, run.noise, at.sigma_next))
+
+        start = None if starts_from_noise(plan.first, plan.sigmas) else start_from(clean, run)
+        return Hooks(start=start, after_step=[keep_source])
+
+    return bind

@@ -57,7 +57,7 @@ class MapSource:
         if self._finds_depth:
             draft = draft.beside(self._estimator(draft.row.family))
         own = of_area(draft.row.side**2, picture.height, picture.width)
-        return replace(draft.sized(*(draft.asked(*own) or own)), encodes=True)
+        return replace(draft.sized(*(draft.asked(*own) or own)), encodes=max(draft.encodes, 1))
 
     def make(self, stage: Stage) -> np.ndarray:
         """The map at the run's size, (H, W, 3) uint8."""

@@ -52,7 +52,7 @@ class Upscale(Condition):
             return draft
         upscaler = self._upscaler(draft.row.family)
         check_fit(upscaler, read_config(upscaler.kind, upscaler.place), draft.transformer)
-        return replace(draft.beside(upscaler), encodes=True)
+        return replace(draft.beside(upscaler), encodes=max(draft.encodes, 1))
 
     def _upscaler(self, family: str) -> Side:
         if self.model:

@@ -1,6 +1,7 @@
 """Flux1: the model a Python program holds.  A request becomes a plan, then arrays, then pictures."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from mflux.engine.tokens import PromptTokenizer
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
 from mflux.weights.lora_files import find_lora
-from mflux.weights.resolve import ModelSource, resolve
+from mflux.weights.resolve import SIDE_PARTS, ModelSource, resolve
 
 log = logging.getLogger("mflux")
 MAX_LORA_SCALE = 100
@@ -190,26 +191,30 @@ class Flux1:
     def _prepare(self, plan: Plan) -> tuple[tuple[Branch, ...], list[Prepared]]:
         """Encode the texts, let each condition make its arrays, and free what is not needed any more."""
         self.parts.set_precision(plan.request.config.precision)
+        if self.parts.adapt(plan.loras):
+            self._prompts.clear()  # they may have been encoded with another adapter
         if advice := runtime.blas_advice():
             log.warning(advice)
         branches = tuple(self._branches(plan))
         self.parts.release("text_encoder", "text_encoder_2")
         stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled), self.parts.get)
         prepared = [condition.prepare(stage) for condition in plan.request.conditions]
+        mx.eval([[each.inputs.channels, each.inputs.tokens, each.inputs.text] for each in prepared])
         if plan.encodes:
-            mx.eval([each.inputs.channels for each in prepared if each.inputs.channels is not None])
             self.parts.release("vae")
-        self.parts.release(*plan.sides)  # one that stays is held by its condition's functions
+        self.parts.release(*SIDE_PARTS, *plan.sides)  # one that stays is held by its condition's functions
         return branches, prepared
 
     def _branches(self, plan: Plan) -> Iterator[Branch]:
         request = plan.request
-        states, pooled = self.encode_prompt(request.prompt, request.prompt_2, plan.text_tokens)
+        states, pooled = self.encode_prompt(plan.prompt, request.prompt_2, plan.text_tokens)
         yield Branch(states, pooled, plan.guidance)
         if plan.true_cfg > 1:
             negative = request.negative_prompt or ""
             states, pooled = self.encode_prompt(negative, request.negative_prompt_2, plan.text_tokens)
             yield Branch(states, pooled, plan.guidance)
+        for text in plan.texts:
+            self.encode_prompt(text, None, plan.text_tokens)
 
     def encode_prompt(self, prompt: str, prompt_2: str | None, text_tokens: int) -> tuple[mx.array, mx.array]:
         """T5 states (1, text_tokens, width) of prompt_2 (or prompt), and CLIP's pooled vector (1, P) of prompt."""
@@ -240,12 +245,33 @@ class Flux1:
         on_step: Callable[[Progress], None] | None,
     ) -> tuple[Drawn, Hooks]:
         """Denoise some seeds in one pass and decode them."""
+        latents, hooks = self._denoise(plan, seeds, noise, branches, prepared, on_step)
+        if self.parts.options.low_ram or seeds[-1:] == plan.request.seeds[-1:]:
+            self.parts.release("transformer")
+        pixels = [self._decode(plan, latents[index : index + 1]) for index in range(len(seeds))]
+        return Drawn(latents, np.concatenate(pixels)), hooks
+
+    def _denoise(
+        self,
+        plan: Plan,
+        seeds: tuple[int, ...],
+        noise: mx.array,
+        branches: tuple[Branch, ...],
+        prepared: list[Prepared],
+        on_step: Callable[[Progress], None] | None,
+    ) -> tuple[mx.array, Hooks]:
+        """From noise to the final latents (B, S, 64)."""
+
+        def latents_of(request: Request) -> mx.array:
+            earlier = make_plan(request, self.parts, self.vae_tiling, force=True)
+            return self._denoise(earlier, seeds, noise, *self._prepare(earlier), None)[0]
+
         inputs = all_inputs(prepared)
-        hooks = merge([each.bind(Run(plan, noise, branches, inputs)) for each in prepared])
+        hooks = merge([each.bind(Run(plan, noise, branches, inputs, latents_of)) for each in prepared])
+        inputs = replace(inputs, tokens=[*hooks.tokens, *inputs.tokens])
         network = Network(self.parts.get("transformer"), *plan.seen, inputs)
         velocity = GuidedVelocity(network, branches, plan, hooks)
-        lean = self.parts.options.low_ram and hooks.start is None  # an inversion asks for other noise levels yet
-        if lean:
+        if self.parts.options.low_ram and hooks.start is None:  # an inversion asks for other noise levels yet
             network.transformer.drop_modulation()
             mx.clear_cache()
         latents = noise
@@ -258,11 +284,7 @@ class Flux1:
         if not mx.isfinite(latents).all():
             problem = "the model's numbers overflowed: its latents are not finite"
             raise ModelError(problem, "its weights are damaged, or `precision` is too small for them")
-        del network, velocity
-        if lean or seeds[-1:] == plan.request.seeds[-1:]:
-            self.parts.release("transformer")
-        pixels = [self._decode(plan, latents[index : index + 1]) for index in range(len(seeds))]
-        return Drawn(latents, np.concatenate(pixels)), hooks
+        return latents, hooks
 
     def _decode(self, plan: Plan, latents: mx.array) -> np.ndarray:
         """(1, S, 64) -> (1, H, W, 3) uint8.  One picture at a time: the autoencoder's memory grows with the batch."""
@@ -282,13 +304,15 @@ class Flux1:
         hooks: Hooks,
         seconds: float,
     ) -> GeneratedImage:
+        artifacts = {"latents": latents, **hooks.artifacts}
+        if any(each.keeps_canvas for each in prepared):
+            artifacts["full"] = Image.fromarray(pixels)
         for each in prepared:
             pixels = each.finish(pixels)
         request = replace(plan.request, seeds=(seed,))
         created = datetime.now().isoformat(timespec="seconds")
         extra = {"generation_time_seconds": round(seconds, 3), "created_at": created}
         icc = next((each.icc for each in prepared if each.icc), None)
-        artifacts = {"latents": latents, **hooks.artifacts}
         return GeneratedImage(Image.fromarray(pixels), replace(plan, request=request), extra, artifacts, icc)
 
 
@@ -328,6 +352,8 @@ def all_inputs(prepared: list[Prepared]) -> Inputs:
         channels=next((each.inputs.channels for each in prepared if each.inputs.channels is not None), None),
         tokens=[token for each in prepared for token in each.inputs.tokens],
         text=[text for each in prepared for text in each.inputs.text],
+        prompt_scale=math.prod(each.inputs.prompt_scale for each in prepared),
+        pooled_scale=math.prod(each.inputs.pooled_scale for each in prepared),
     )
 
 

@@ -5,9 +5,8 @@ import numpy as np
 from mlx.utils import tree_map
 
 from mflux.engine.denoise import At
-from mflux.engine.latents import grid_ids
+from mflux.engine.latents import blended, cut, grid_ids
 from mflux.engine.slots import Branch, Hooks, Inputs, Plan
-from mflux.engine.tiles import blended, cut
 from mflux.models.transformer import BlockHooks, FluxBlocks, ModulationTable, rope_table
 
 
@@ -42,7 +41,8 @@ class Network:
     def modulate(self, branch: Branch, sigma: mx.array) -> ModulationTable:
         """Modulations for noise levels (B,)."""
         guidance = None if branch.guidance is None else mx.full(sigma.shape, branch.guidance)
-        pooled = mx.broadcast_to(branch.pooled, (sigma.shape[0], branch.pooled.shape[1]))
+        own = branch.pooled if self.inputs.pooled_scale == 1 else branch.pooled * self.inputs.pooled_scale
+        pooled = mx.broadcast_to(own, (sigma.shape[0], branch.pooled.shape[1]))
         return self.transformer.modulate(sigma, guidance, pooled.astype(self.dtype))
 
     def velocity(
@@ -75,7 +75,8 @@ class Network:
 
     def text(self, branch: Branch, batch: int) -> mx.array:
         """A branch's text tokens, those of the conditions after them: (batch, T, width)."""
-        text = mx.concatenate([branch.text, *self.inputs.text], axis=1) if self.inputs.text else branch.text
+        own = branch.text if self.inputs.prompt_scale == 1 else branch.text * self.inputs.prompt_scale
+        text = mx.concatenate([own, *self.inputs.text], axis=1) if self.inputs.text else own
         return self.widened(text, batch)
 
     def widened(self, array: mx.array, batch: int) -> mx.array:

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mflux.engine.latents import LATENT_CHANNELS, PATCH
 from mflux.engine.schedule import Schedule, read_schedule
 from mflux.engine.tokens import PromptTokenizer, open_clip, open_t5
-from mflux.errors import ModelError
+from mflux.errors import ModelError, UsageError
 from mflux.models.layers import GROUP_SIZE
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
@@ -57,6 +57,7 @@ class Parts:
         self.source, self.bits, self.loras, self.options = source, bits, loras, options
         self._networks: dict[Part, Any] = {}
         self._precision: str | None = None
+        self._own_loras: tuple[Path, ...] = ()
         self._empty: dict[Part, Any] = {}  # networks that are built, but not loaded
         self._sources: dict[Part, dict[str, Source]] = {}
         self._bytes: dict[tuple[Part, str | None], int] = {}
@@ -71,8 +72,23 @@ class Parts:
     @cached_property
     def lora_files(self) -> list[LoraFile]:
         """The LoRAs, checked against networks that are built but not loaded."""
-        parts = {part: self.empty(part) for part in ADAPTABLE} if self.loras else {}
-        return [read_lora(path, scale, parts, self.options.partial_loras) for path, scale in self.loras]
+        loras = [*((path, 1.0) for path in self._own_loras), *self.loras]
+        parts = {part: self.empty(part) for part in ADAPTABLE} if loras else {}
+        return [read_lora(path, scale, parts, self.options.partial_loras) for path, scale in loras]
+
+    def adapt(self, loras: tuple[Path, ...]) -> bool:
+        """Put a method's own LoRAs before the user's; networks that carry others are loaded again.
+
+        Returns whether anything changed.
+        """
+        changed = loras != self._own_loras
+        if changed:
+            self._own_loras = loras
+            self.__dict__.pop("lora_files", None)
+            for part in ADAPTABLE:
+                self._networks.pop(part, None)
+        self.lora_files  # noqa: B018  (read now, so that a file that does not fit is refused before weights are)
+        return changed
 
     def _home(self, part: Part) -> tuple[str, Path]:
         """The kind of a network, and where its weights are."""
@@ -106,6 +122,14 @@ class Parts:
         if stored and self.bits and {self.bits} != stored:
             saved = ", ".join(map(str, sorted(stored)))
             yield f"quantize {self.bits} is not used: the model is saved with {saved} bits"
+
+    def side_config(self, part: str, hint: str) -> Any:
+        """The sizes of a network that only some models have, its file checked.  Raises UsageError where it lacks."""
+        folder = self.source.folders.get(part)
+        if folder is None or not folder.is_dir():
+            raise UsageError(f"`{self.source.name}` has no `{part}`", hint, "model")
+        self.weight_bytes(part, None)
+        return read_config(part, folder)
 
     @cached_property
     def vae_config(self) -> VaeConfig:

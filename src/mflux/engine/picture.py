@@ -27,7 +27,21 @@ CONDITION_KEYS = {
     ("ControlNet", "strength"): "controlnet_strength",
     ("Upscale", "image"): "controlnet_image_path",
     ("Upscale", "strength"): "controlnet_strength",
+    ("InContext", "image"): "image_path",
+    ("InContextEdit", "image"): "image_path",
+    ("Kontext", "images"): "image_path",
+    ("MaskedEdit", "image"): "image_path",
+    ("MaskedEdit", "mask"): "masked_image_path",
+    ("Redux", "images"): "redux_image_paths",
+    ("Redux", "strengths"): "redux_image_strengths",
 }
+
+
+def paths_in(value: Any) -> Any:
+    """The paths of described pictures, one alone without its list; other values as they are."""
+    if isinstance(value, list):
+        return paths_in(value[0]) if len(value) == 1 else [paths_in(each) for each in value]
+    return value.get("path") if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -61,14 +75,14 @@ class GeneratedImage:
             "image_path": None,
             "image_strength": None,
             "masked_image_path": None,
-            "prompt": request.prompt,
+            "prompt": plan.prompt,
             "negative_prompt": request.negative_prompt,
         }
         described = request.to_json()
         for condition in described["conditions"]:
             for name, value in condition.items():
                 if key := CONDITION_KEYS.get((condition["condition"], name)):
-                    flat[key] = value.get("path") if isinstance(value, dict) else value
+                    flat[key] = paths_in(value)
         return {**flat, **self.timing, "request": described}
 
     def save(

@@ -12,6 +12,7 @@ from mflux.models.layers import piece_size
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
+from mflux.weights.lora_files import find_lora
 
 TILED_VAE_FROM = 2048 * 2048  # px from which the autoencoder works in tiles anyway
 # Arrays alive at the worst moment, measured with the built-in model at 1024 x 1024 px on a CPU.
@@ -31,7 +32,7 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
     """
     row, config = parts.source.row, request.config
     steps = len(config.sigmas) if config.sigmas else config.num_inference_steps or row.steps
-    draft = Draft(request, row, parts.transformer_config, steps)
+    draft = Draft(request, row, parts.transformer_config, steps, parts.side_config)
     if config.sigmas and config.num_inference_steps not in (None, steps):
         draft = draft.noted(f"{steps} sigmas were given, so {steps} steps run, not {config.num_inference_steps}")
     for name in ("height", "width"):
@@ -81,7 +82,8 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
     text_tokens = config.max_sequence_length or row.text_tokens
     seen = draft.tile or (draft.height, draft.width)
     guidance = row.guidance if config.guidance is None else config.guidance
-    tiled = tiled or draft.height * draft.width > TILED_VAE_FROM
+    tokens = draft.height * draft.width // TOKEN_PIXELS**2
+    tiled = tiled or max(tokens, draft.encodes) * CELL**2 > TILED_VAE_FROM
     return Plan(
         request=request,
         row=row,
@@ -99,6 +101,9 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         tiled=tiled,
         extra_tokens=draft.extra_tokens,
         sides=draft.sides,
+        prompt=request.prompt if draft.prompt is None else draft.prompt,
+        texts=draft.texts,
+        loras=tuple(find_lora(name) for name in draft.loras),
         memory_bytes=0,
         notes=draft.notes,
     )
@@ -112,7 +117,7 @@ def forecast(parts: Parts, plan: Plan, batch: int = 1) -> int:
     )
     seen = plan.seen[0] * plan.seen[1] // TOKEN_PIXELS**2
     drawing = transformer_bytes(plan.transformer, seen, plan.text_tokens + plan.extra_tokens, batch)
-    decoding = vae_bytes(parts.vae_config, plan.tokens, plan.tiled)
+    decoding = vae_bytes(parts.vae_config, max(plan.tokens, plan.encodes), plan.tiled)
     sides = {side: parts.weight_bytes(side, precision) for side in plan.sides}
     if parts.all_stay(precision):
         return text + text_2 + transformer + vae + sum(sides.values()) + max(drawing, decoding)

@@ -10,6 +10,7 @@ bind     Run -> Hooks         made by `prepare`, called anew for each run: funct
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -30,6 +31,11 @@ from mflux.weights.resolve import Side
 ROOMS: list[tuple[frozenset[str], Callable[[str], type["Condition"]]]] = []
 COMMANDS_OF = {"fill": "`mflux-generate-fill`", "depth": "`mflux-generate-depth` or `mflux-generate-canny`"}
 PICTURE = {"picture": True}  # metadata of a field that holds a picture: a path, a PIL image or a uint8 array
+DERIVED = {"derived": True}  # metadata of a field that follows from the others and stays out of the request's JSON
+
+
+def no_part(name: str, hint: str) -> Any:
+    raise UsageError(f"there is no `{name}`", hint, "model")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Draft:
     row: Row
     transformer: TransformerConfig
     steps: int
+    part: Callable[[str, str], Any] = no_part  # name, hint -> sizes of a network that only some models have
     height: int | None = None  # px, multiples of 16; None: not decided yet
     width: int | None = None
     own_size: bool = False  # the canvas is a source's own size, padded; nobody asked for another
@@ -49,9 +56,13 @@ class Draft:
     channels_by: str = ""  # the condition that adds channels
     channels_model: str = "dev"  # an alias whose network takes so many
     start_by: str = ""  # the condition that makes the first latents
-    encodes: bool = False  # a picture goes through the VAE's encoder
+    encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
+    references_by: str = ""  # the condition that has reference pictures
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
     sides: tuple[Side, ...] = ()  # networks beside the model's own
+    prompt: str | None = None  # in place of the request's
+    texts: tuple[str, ...] = ()  # to encode besides the prompt
+    loras: tuple[str, ...] = ()  # that methods have of their own; the user's come after them
     notes: tuple[str, ...] = ()
 
     def asked(self, height: int, width: int) -> tuple[int, int] | None:
@@ -74,11 +85,36 @@ class Draft:
     def noted(self, note: str) -> "Draft":
         return self if note in self.notes else replace(self, notes=(*self.notes, note))
 
+    def meant_for(self, task: str) -> "Draft":
+        """With a note where the model is known to be of another kind that takes the same channels."""
+        if self.row.task == task or self.request.model not in self.row.names:
+            return self
+        return self.noted(f"`{self.request.model}` was not trained for this: `{task}` is, or weights like it")
+
     def widened(self, extra: int, who: str, model: str) -> "Draft":
         """With `extra` more input channels, as `model` has them; at most one condition can add any."""
         if self.channels_by:
             raise UsageError(f"{who} and {self.channels_by} both need the network's extra channels", "use one of them")
         return replace(self, channels=self.channels + extra, channels_by=who, channels_model=model)
+
+    def adapted(self, lora: str) -> "Draft":
+        """With a LoRA that belongs to the method: a path, or a file of the hub."""
+        return replace(self, loras=(*self.loras, lora))
+
+    def prompted(self, text: str, who: str) -> "Draft":
+        """With a text in place of the request's prompt."""
+        if self.prompt is not None:
+            raise UsageError(f"{who} and another condition both write the prompt", "use one of them")
+        return replace(self, prompt=text)
+
+    def referring(self, sizes: Sequence[tuple[int, int]], who: str) -> "Draft":
+        """With reference pictures of these heights and widths as extra tokens; at most one condition can have any."""
+        if self.references_by:
+            raise UsageError(f"{who} and {self.references_by} both have references", "give all of them to one")
+        counts = [height * width // CELL**2 for height, width in sizes]
+        extra, largest = self.extra_tokens + sum(counts), max([self.encodes, *counts])
+        model = self.channels_model if self.channels_by else "kontext"
+        return replace(self, references_by=who, extra_tokens=extra, encodes=largest, channels_model=model)
 
     def starting_at(self, image_strength: float | None, strength: float | None, default: float, who: str) -> "Draft":
         """With start latents from the step that a strength of either kind means; `default` is an image_strength."""
@@ -120,10 +156,13 @@ class Plan:
     guidance: float | None
     true_cfg: float
     text_tokens: int
-    encodes: bool
+    encodes: int
     tiled: bool
     extra_tokens: int
     sides: tuple[Side, ...]
+    prompt: str
+    texts: tuple[str, ...]
+    loras: tuple[Path, ...]
     memory_bytes: int
     notes: tuple[str, ...]
 
@@ -149,6 +188,8 @@ class Inputs:
     channels: mx.array | None = None  # (1, S, C): concatenated to the image tokens' channels
     tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # reference tokens (1, R, 64) with their ids (R, 3)
     text: Sequence[mx.array] = ()  # (1, T, width): appended to the text tokens
+    prompt_scale: float = 1.0  # times the prompt's own tokens
+    pooled_scale: float = 1.0  # times its pooled vector
 
 
 @dataclass(frozen=True)
@@ -170,6 +211,7 @@ class Hooks:
     """What a condition does during one run.  `merge` puts those of several conditions together."""
 
     start: Iterator[Step] | None = None  # its last step is the run's first latents
+    tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # like those of Inputs, but of this run: (B, R, 64)
     edit_attention: Callable[[JointView, mx.array], mx.array] | None = None
     watch_attention: Sequence[Callable[[JointView], None]] = ()
     residuals: Sequence[StepResiduals] = ()
@@ -196,6 +238,7 @@ class Run:
     noise: mx.array  # (B, S, 64)
     branches: tuple[Branch, ...]  # the prompt's; with true CFG also the negative one
     inputs: Inputs  # of all conditions together
+    latents_of: Callable[[Request], mx.array]  # what another request ends in, (B, S, 64), drawn from the same noise
 
 
 def no_hooks(run: Run) -> Hooks:
@@ -214,6 +257,7 @@ class Prepared:
     bind: Callable[[Run], Hooks] = no_hooks
     finish: Callable[[np.ndarray], np.ndarray] = no_finish
     icc: bytes | None = None
+    keeps_canvas: bool = False  # the drawn picture before `finish` is an artifact, `full`
 
 
 @dataclass(frozen=True)
@@ -231,6 +275,8 @@ class Condition:
         values = {"condition": type(self).__name__}
         for each in fields(self):
             value = getattr(self, each.name)
+            if each.metadata.get("derived"):
+                continue
             if each.metadata.get("picture") and value is not None:
                 values[each.name] = describe(value, each.name)
             elif value != each.default:
@@ -274,6 +320,7 @@ def merge(all_hooks: Sequence[Hooks]) -> Hooks:
         raise UsageError("two conditions both replace the attention's output", "use one of them")
     return Hooks(
         start=next((hooks.start for hooks in all_hooks if hooks.start), None),
+        tokens=[each for hooks in all_hooks for each in hooks.tokens],
         edit_attention=edits[0] if edits else None,
         watch_attention=[each for hooks in all_hooks for each in hooks.watch_attention],
         residuals=[each for hooks in all_hooks for each in hooks.residuals],

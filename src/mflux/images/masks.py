@@ -49,12 +49,19 @@ class Canvas:
         whole[top:bottom, left:right] = np.asarray(fit(Image.fromarray(drawn), bottom - top, right - left, cover=True))
         return whole
 
-    def kept(self, drawn: np.ndarray) -> np.ndarray:
-        """The drawn picture where the mask is white, the source's own bytes elsewhere (alpha included)."""
-        placed = self.placed(drawn)
-        if self.source.pixels.shape[2] == 4:
+    def kept(self, drawn: np.ndarray, feather: int = 0) -> np.ndarray:
+        """The drawn picture where the mask is white, the source's own bytes elsewhere (alpha included).
+
+        feather: px inside the mask over which the one turns into the other.
+        """
+        placed, source = self.placed(drawn), self.source.pixels
+        if source.shape[2] == 4:
             placed = np.concatenate([placed, np.full_like(placed[..., :1], 255)], axis=-1)
-        return np.where((self.grey >= PAINT_FROM)[..., None], placed, self.source.pixels)
+        paint = self.grey >= PAINT_FROM
+        if feather:
+            share = opacity(paint, feather)[..., None]
+            placed = np.rint(share * placed + (1 - share) * source).astype(np.uint8)
+        return np.where(paint[..., None], placed, source)
 
     def blended(self, drawn: np.ndarray) -> np.ndarray:
         """The source laid over the drawn picture, as opaque as the mask is dark.  Source: diffusers' apply_overlay."""
@@ -76,13 +83,18 @@ def open_mask(source: PictureSource, picture: Picture, field: str) -> Image.Imag
     return mask
 
 
-def open_canvas(picture: Picture, mask: PictureSource, size: tuple[int, int] | None, crop: int | None = None) -> Canvas:
-    """Source and mask for a run.  size: height and width, multiples of 16, or None for the source's own.
+def open_canvas(
+    picture: Picture, mask: PictureSource, size: tuple[int, int] | None, crop: int | None = None, grow: int = 0
+) -> Canvas:
+    """Source and mask for a run.  size: height and width, multiples of 16, or None for the source's own.  grow: px that
+    the mask is widened by first.
 
     With a size, both are stretched to it (Lanczos), and that picture is the one to keep.  With `crop`, only the
     surroundings of the mask, so many px wide, are brought to the size, proportions kept.
     """
     grey = open_mask(mask, picture, "mask")
+    if grow:
+        grey = Image.fromarray(spread(np.asarray(grey) >= PAINT_FROM, grow).astype(np.uint8) * 255)
     if size and crop is not None:
         box = crop_box(np.asarray(grey) > 0, crop, *size)
         rgb = fit(Image.fromarray(picture.rgb).crop(box), *size, cover=False)
@@ -113,6 +125,30 @@ def painted(grey: Image.Image) -> np.ndarray:
     if not paint.any():
         raise UsageError("at this size nothing of the mask is left to paint", "use a larger mask or size", "mask")
     return paint
+
+
+def spread(mask: np.ndarray, distance: int) -> np.ndarray:
+    """A mask (H, W) bool with all pixels painted that are within `distance` px of it along both axes."""
+    window = 2 * distance + 1
+    for axis in (0, 1):
+        lines = np.pad(np.moveaxis(mask, axis, 0), [(distance + 1, distance), (0, 0)])
+        counts = np.cumsum(lines, axis=0, dtype=np.int32)
+        mask = np.moveaxis(counts[window:] > counts[:-window], 0, axis)
+    return mask
+
+
+def opacity(mask: np.ndarray, feather: int) -> np.ndarray:
+    """0 outside a mask, rising evenly to 1 over `feather` px inside it; (H, W) float32.
+
+    Where the mask is narrower than that it rises faster, so that its middle is painted whole.
+    """
+    inside, depth = mask, mask.astype(np.float32)
+    for _ in range(feather):
+        inside = ~spread(~inside, 1)
+        if not inside.any():
+            break
+        depth += inside
+    return np.asarray(depth / depth.max())
 
 
 def pad(pixels: np.ndarray) -> np.ndarray:

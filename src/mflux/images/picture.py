@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mflux.engine.request import MAX_SIDE
 from mflux.errors import UsageError
 from mflux.paths import expand
 
+MOVING = ("GIF", "PNG", "WEBP")  # other formats hold previews or pages besides the picture
 PictureSource = str | os.PathLike[str] | Image.Image | np.ndarray
 Image.MAX_IMAGE_PIXELS = None  # sides are checked here before a picture is decoded
 
@@ -56,6 +58,15 @@ def open_picture(source: PictureSource, field: str) -> Picture:
     return Picture(np.asarray(plain(image)), icc if fits else None)
 
 
+def several(sources: PictureSource | Sequence[PictureSource]) -> tuple[PictureSource, ...]:
+    """A picture, or a list of them, as a tuple."""
+    return tuple(sources) if isinstance(sources, Sequence) and not isinstance(sources, str) else (sources,)  # type: ignore[arg-type]
+
+
+def open_pictures(sources: Sequence[PictureSource], field: str) -> list[Picture]:
+    return [open_picture(source, field) for source in sources]
+
+
 def open_grey(source: PictureSource, field: str) -> Image.Image:
     """A mask as an 8-bit grey image; transparent means black."""
     image = load(source, field)
@@ -94,6 +105,9 @@ def decoded(image: Image.Image, name: str, field: str) -> Image.Image:
     if min(image.size) < 1 or max(image.size) > MAX_SIDE:
         problem = f"{name} is {image.width} x {image.height} px"
         raise UsageError(problem, f"sides up to {MAX_SIDE} px", field)
+    if image.format in MOVING and getattr(image, "is_animated", False):
+        frames = getattr(image, "n_frames", 2)
+        raise UsageError(f"{name} moves: it has {frames} frames", "save one of them as a picture of its own", field)
     try:
         image.load()
         return ImageOps.exif_transpose(image)

@@ -19,6 +19,15 @@ def floor_to_cell(side: int) -> int:
     return max(CELL, side // CELL * CELL)
 
 
+def preferred(sizes: Sequence[tuple[int, int]], height: int, width: int) -> tuple[int, int]:
+    """Of some sizes (height, width) the one of the nearest proportion; the narrower one where two are as near.
+
+    Source: diffusers' FluxKontextPipeline, which takes the proportion of the sides floored to 16.
+    """
+    proportion = floor_to_cell(width) / floor_to_cell(height)
+    return min(sizes, key=lambda size: (abs(proportion - size[1] / size[0]), size[1]))
+
+
 def of_area(area: float, height: int, width: int) -> tuple[int, int]:
     """The size of an area (px) in the proportion height : width, floored to 16.  Source: FluxKontextPipeline."""
     proportion = width / height

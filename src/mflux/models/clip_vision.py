@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.text_clip import ACTIVATIONS, ClipLayers
+from mflux.models.layers import ACTIVATIONS, ClipLayers
 
 COLORS = 3
 

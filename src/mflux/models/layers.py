@@ -8,6 +8,7 @@ are MLX's own functions.
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -133,6 +134,70 @@ def split_heads(x: mx.array, heads: int) -> mx.array:
 def merge_heads(x: mx.array) -> mx.array:
     """(B, heads, N, d) -> (B, N, heads * d)."""
     return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": nn.gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
+
+
+class LayerSizes(Protocol):
+    """What a config says about the layers of CLIP's towers, and SigLIP's."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+    @property
+    def hidden_act(self) -> str: ...
+
+
+class ClipAttention(nn.Module):
+    def __init__(self, config: LayerSizes):
+        super().__init__()
+        size = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
+
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        q, k, v = (split_heads(linear(x), self.heads) for linear in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(merge_heads(attention(q, k, v, q.shape[-1] ** -0.5, mask)))
+
+
+class ClipFeedForward(nn.Module):
+    def __init__(self, config: LayerSizes):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class ClipLayer(nn.Module):
+    def __init__(self, config: LayerSizes):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = ClipAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ClipFeedForward(config)
+
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x), mask)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class ClipLayers(nn.Module):
+    """A stack of pre-norm layers, under the names of transformers' files."""
+
+    def __init__(self, config: LayerSizes):
+        super().__init__()
+        self.layers = [ClipLayer(config) for _ in range(config.num_hidden_layers)]
 
 
 class RMSNorm(nn.Module):

@@ -5,15 +5,13 @@ transformers' CLIPTextModel files.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.layers import attention, gelu_tanh, merge_heads, quick_gelu, split_heads
+from mflux.models.layers import ClipLayers
 
 LEGACY_EOS = 2  # what the published configs say, whatever the tokenizer's end token is: then the largest id counts
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": nn.gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
 
 
 @dataclass(frozen=True)
@@ -31,59 +29,6 @@ class ClipConfig:
     eos_token_id: int = LEGACY_EOS
 
 
-class LayerSizes(Protocol):
-    """What a config says about the layers; SigLIP's tower has the same ones."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
-    def num_hidden_layers(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def layer_norm_eps(self) -> float: ...
-    @property
-    def hidden_act(self) -> str: ...
-
-
-class ClipAttention(nn.Module):
-    def __init__(self, config: LayerSizes):
-        super().__init__()
-        size = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
-
-    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
-        q, k, v = (split_heads(linear(x), self.heads) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(merge_heads(attention(q, k, v, q.shape[-1] ** -0.5, mask)))
-
-
-class ClipFeedForward(nn.Module):
-    def __init__(self, config: LayerSizes):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(self.activation(self.fc1(x)))
-
-
-class ClipLayer(nn.Module):
-    def __init__(self, config: LayerSizes):
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = ClipAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ClipFeedForward(config)
-
-    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
-        x = x + self.self_attn(self.layer_norm1(x), mask)
-        return x + self.mlp(self.layer_norm2(x))
-
-
 class ClipEmbeddings(nn.Module):
     def __init__(self, config: ClipConfig):
         super().__init__()
@@ -92,12 +37,6 @@ class ClipEmbeddings(nn.Module):
 
     def __call__(self, ids: mx.array) -> mx.array:
         return self.token_embedding(ids) + self.position_embedding(mx.arange(ids.shape[1]))
-
-
-class ClipLayers(nn.Module):
-    def __init__(self, config: LayerSizes):
-        super().__init__()
-        self.layers = [ClipLayer(config) for _ in range(config.num_hidden_layers)]
 
 
 class ClipTextModel(nn.Module):

@@ -7,6 +7,7 @@ import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mflux.errors import UsageError
 from mflux.paths import expand
@@ -15,20 +16,33 @@ MAX_HUB_ID = 96
 BUILT_IN = Path(__file__).parent.parent / "tiny"
 
 
+# What Kontext was trained on, height and width in px: a square megapixel, and eight proportions either way.  Source:
+# PREFERRED_KONTEXT_RESOLUTIONS of BFL's flux.
+TALL = ((1568, 672), (1504, 688), (1456, 720), (1392, 752), (1328, 800), (1248, 832), (1184, 880), (1104, 944))
+MEGAPIXEL = (*TALL, (1024, 1024), *((short, long) for long, short in TALL))
+
+
 @dataclass(frozen=True)
 class Row:
-    """One named model.  steps, guidance, text_tokens, side are the defaults of a run with it."""
+    """One named model.  steps, guidance, text_tokens, side are the defaults of a run with it.
+
+    sizes: heights and widths that pictures are brought to where nobody asks for one; the nearest proportion counts.
+    panel: px that a panel was wide in training, for methods with two of them.
+    """
 
     name: str
     family: str  # dev, schnell, tiny
     task: str  # base, fill, kontext, depth, canny
     repo: str = ""  # Hugging Face hub id
     folder: str = ""  # folder below BUILT_IN, for models inside the package
-    companion: str = ""  # row that provides the parts which this one's folder lacks
+    companion: str = ""  # row that provides the parts which this one's folder or repository lacks
+    holds: tuple[tuple[str, str], ...] = ()  # parts of a repository that lacks the others, and their folders there
     steps: int = 25
     guidance: float | None = 3.5  # None: the network takes none
     text_tokens: int = 512
     side: int = 1024
+    sizes: tuple[tuple[int, int], ...] = MEGAPIXEL
+    panel: int = 0
     aliases: tuple[str, ...] = field(default=())
 
     @property
@@ -42,6 +56,9 @@ class Row:
 
 
 BFL = "black-forest-labs/FLUX.1-"
+DEMO: dict[str, Any] = {"steps": 8, "text_tokens": 32, "side": 128, "sizes": ((128, 128),), "panel": 128}
+PANEL_DEMO = DEMO | {"text_tokens": 64}  # words for two panels; the adapters were trained with so many
+REDUX_PARTS = (("image_encoder", "image_encoder"), ("image_embedder", "image_embedder"))
 ROWS = (
     Row("schnell", "schnell", "base", BFL + "schnell", steps=4, guidance=None, text_tokens=256),
     Row("dev", "dev", "base", BFL + "dev"),
@@ -50,22 +67,32 @@ ROWS = (
     Row("dev-kontext", "dev", "kontext", BFL + "Kontext-dev", steps=28, guidance=2.5, aliases=("kontext",)),
     Row("dev-depth", "dev", "depth", BFL + "Depth-dev", guidance=10.0, aliases=("depth",)),
     Row("dev-canny", "dev", "canny", BFL + "Canny-dev", guidance=30.0, aliases=("canny",)),
-    Row("dev-upscaler", "dev", "upscaler", BFL + "dev", steps=28),
-    Row("tiny", "tiny", "base", folder="base", steps=8, text_tokens=32, side=128),
-    Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", steps=8, text_tokens=32, side=128),
-    Row("tiny/depth", "tiny", "depth", folder="depth", companion="tiny", steps=8, text_tokens=32, side=128),
-    Row("tiny/canny", "tiny", "canny", folder="canny", companion="tiny", steps=8, text_tokens=32, side=128),
+    Row("dev-redux", "dev", "redux", BFL + "Redux-dev", companion="dev", holds=REDUX_PARTS, aliases=("redux",)),
+    Row("dev-in-context", "dev", "in-context", BFL + "dev", aliases=("in-context",)),
+    Row("dev-ic-edit", "dev", "ic-edit", BFL + "Fill-dev", guidance=30.0, panel=512, aliases=("ic-edit",)),
     Row(
-        "tiny/controlnet",
-        "tiny",
-        "controlnet",
-        folder="controlnet",
-        companion="tiny",
-        steps=8,
-        text_tokens=32,
-        side=128,
+        "dev-try-on",
+        "dev",
+        "try-on",
+        "xiaozaa/catvton-flux-beta",
+        companion="dev-fill",
+        holds=(("transformer", ""),),
+        guidance=30.0,
+        panel=576,
+        aliases=("try-on",),
     ),
-    Row("tiny/upscaler", "tiny", "upscaler", folder="upscaler", companion="tiny", steps=8, text_tokens=32, side=128),
+    Row("dev-upscaler", "dev", "upscaler", BFL + "dev", steps=28),
+    Row("tiny", "tiny", "base", folder="base", **DEMO),
+    Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
+    Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
+    Row("tiny/depth", "tiny", "depth", folder="depth", companion="tiny", **DEMO),
+    Row("tiny/canny", "tiny", "canny", folder="canny", companion="tiny", **DEMO),
+    Row("tiny/controlnet", "tiny", "controlnet", folder="controlnet", companion="tiny", **DEMO),
+    Row("tiny/upscaler", "tiny", "upscaler", folder="upscaler", companion="tiny", **DEMO),
+    Row("tiny/redux", "tiny", "redux", folder="redux", companion="tiny", **DEMO),
+    Row("tiny/in-context", "tiny", "in-context", folder="in-context", companion="tiny", **PANEL_DEMO),
+    Row("tiny/ic-edit", "tiny", "ic-edit", folder="ic-edit", companion="tiny/fill", **PANEL_DEMO),
+    Row("tiny/try-on", "tiny", "try-on", folder="try-on", companion="tiny/fill", **PANEL_DEMO),
 )
 BY_NAME = {name: row for row in ROWS for name in row.names}
 # What works beside a model in a role, by the model's family: hub ids, and folders below BUILT_IN for `tiny`.
@@ -78,7 +105,23 @@ SIDES = {
     ("depth estimator", "tiny"): "depth/depth_pro",
     ("image encoder", "dev"): "openai/clip-vit-large-patch14",
 }
-TASK_CHANNELS = {"base": 64, "kontext": 64, "depth": 128, "canny": 128, "fill": 384}
+TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}
+TASK_CHANNELS |= {"in-context": 64, "ic-edit": 384, "try-on": 384}
+# LoRAs that methods have of their own, as names of files on the hub.  Source: ali-vilab/In-Context-LoRA, ICEdit.
+STYLES = {
+    "couple": "couple-profile",
+    "storyboard": "film-storyboard",
+    "font": "font-design",
+    "home": "home-decoration",
+    "illustration": "portrait-illustration",
+    "portrait": "portrait-photography",
+    "ppt": "ppt-templates",
+    "sandstorm": "sandstorm-visual-effect",
+    "sparklers": "sparklers-visual-effect",
+    "identity": "visual-identity-design",
+}
+METHOD_LORAS = {style: f"ali-vilab/In-Context-LoRA:{file}.safetensors" for style, file in STYLES.items()}
+METHOD_LORAS["ic-edit"] = "RiverZ/normal-lora:pytorch_lora_weights.safetensors"
 
 
 def find(name: str, task: str = "base") -> Row | None:
@@ -88,6 +131,11 @@ def find(name: str, task: str = "base") -> Row | None:
         return row
     own = BY_NAME.get(f"tiny/{task}" if row.family == "tiny" else f"{row.name}-{task}")
     return own if own and own.repo == row.repo else row
+
+
+def of_task(family: str, task: str) -> Row | None:
+    """The first row of a family for a task."""
+    return next((row for row in ROWS if (row.family, row.task) == (family, task)), None)
 
 
 def by_repo(repo: str) -> Row | None:
