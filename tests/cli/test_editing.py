@@ -181,8 +181,8 @@ def test_fill_edits_and_paints_around(on, files):
     ("flags", "error", "hint"),
     [
         (
-            ("--outpaint-padding", "0,0,0"),
-            "`--outpaint-padding`: '0,0,0' has 3 parts, not 4",
+            ("--outpaint-padding", "0,0,0,0,0"),
+            "`--outpaint-padding`: '0,0,0,0,0' has 5 parts, not 1 to 4",
             "give top, right, bottom, left in px or per cent, for example `0,25%,0,25%`",
         ),
         (("--edit-mode", "beside"), "`--edit-mode`: 'beside' is unknown", "choose one of `channels`, `spatial`"),

@@ -12,9 +12,27 @@ import pytest
 from PIL import Image
 
 from mflux import Config, Flux1, UsageError
-from mflux.conditions import Fill, ImageToImage, InContext, InContextEdit, Inpaint, Kontext, MaskedEdit, Redux, TryOn
+from mflux.conditions import (
+    Control,
+    ControlNet,
+    Fill,
+    ImageToImage,
+    InContext,
+    InContextEdit,
+    Inpaint,
+    IPAdapter,
+    Kontext,
+    MaskedEdit,
+    Redux,
+    TryOn,
+    Upscale,
+)
 from mflux.engine.slots import Condition, request_from_json
 
+MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
+CONTROLNET, UNION = str(MODELS / "controlnet"), str(MODELS / "controlnet-union")  # of different depths
+ADAPTER = str(MODELS.parent / "cases" / "ip-adapter" / "ip_adapter.safetensors")
+CLIP_VISION = str(MODELS / "clip-vision")
 SIZE = {"height": 48, "width": 64}
 CONFIG = Config(num_inference_steps=3, max_sequence_length=16, **SIZE)
 
@@ -87,6 +105,55 @@ ROWS = [
     Row("masked edit", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, strength=0.7)]),
     Row("masked edit, reference", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, mask, fit="own")]),
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
+    Row("control", "control", lambda picture, mask: [Control(picture)]),
+    Row("control from edges", "control", lambda picture, mask: [Control(source=picture, kind="canny")]),
+    Row(
+        "controlnet",
+        "dev",
+        lambda picture, mask: [ControlNet(source=picture, model=CONTROLNET)],
+        off=lambda picture, mask: [ControlNet(picture, CONTROLNET, strength=0)],
+    ),
+    Row(
+        "controlnets of different depth",
+        "dev",
+        lambda picture, mask: [ControlNet(picture, CONTROLNET), ControlNet(picture, UNION, mode="depth", end=0.7)],
+    ),
+    Row(
+        "upscale",
+        "dev",
+        lambda picture, mask: [Upscale(picture, model=CONTROLNET)],
+        off=lambda picture, mask: [Upscale(picture, strength=0, model=CONTROLNET)],
+    ),
+    Row(
+        "ip-adapter",
+        "dev",
+        lambda picture, mask: [IPAdapter(ADAPTER, picture, encoder=CLIP_VISION)],
+        off=lambda picture, mask: [IPAdapter(ADAPTER, picture, scale=0.0, encoder=CLIP_VISION)],
+    ),
+    Row(
+        "ip-adapter + controlnet + image-to-image",
+        "dev",
+        lambda picture, mask: [
+            IPAdapter(ADAPTER, picture, scale=(0.5, 1.5), encoder=CLIP_VISION),
+            ControlNet(picture, CONTROLNET),
+            ImageToImage(picture, 0.3),
+        ],
+    ),
+    Row(
+        "controlnet + inpaint",
+        "dev",
+        lambda picture, mask: [ControlNet(picture, CONTROLNET), Inpaint(picture, mask, strength=0.7)],
+    ),
+    Row(
+        "kontext + controlnet + ip-adapter",
+        "dev",
+        lambda picture, mask: [
+            Kontext(picture, fit="own"),
+            ControlNet(picture, CONTROLNET),
+            IPAdapter(ADAPTER, picture, encoder=CLIP_VISION),
+        ],
+    ),
+    Row("redux + controlnet", "redux", lambda picture, mask: [Redux(picture), ControlNet(picture, CONTROLNET)]),
 ]
 OFF = [row for row in ROWS if row.off]
 

@@ -1,5 +1,7 @@
 """The commands, as one table."""
 
+import argparse
+from functools import partial
 from typing import Any
 
 from mflux.cli.options import LORAS, SHARED, Command, Option, Values, real, whole
@@ -8,6 +10,24 @@ from mflux.errors import UsageError
 
 
 def generate_conditions(values: Values) -> tuple[Any, ...]:
+    return (*start_conditions(values), *adapter_conditions(values))
+
+
+def adapter_conditions(values: Values) -> tuple[Any, ...]:
+    """The IP-Adapter, where one is given."""
+    given = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("IPAdapter.")}
+    if not given:
+        return ()
+    for name, flag in (("file", "--ip-adapter"), ("image", "--ip-adapter-image")):
+        if name not in given:
+            raise UsageError(f"`{flag}` is missing", "give the adapter's file and a picture for it")
+    from mflux import conditions
+
+    return (conditions.IPAdapter(**given),)
+
+
+def start_conditions(values: Values) -> tuple[Any, ...]:
+    """Image-to-image or inpainting, where a picture is given."""
     image, mask, strength = values.get("image"), values.get("mask"), values.get("image_strength")
     if image is None:
         for name, given in (("mask", mask), ("image_strength", strength)):
@@ -105,6 +125,79 @@ def given(values: Values, *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
+def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ...]:
+    """For a model that reads one kind of map; own_map: the flag of a map that is there already."""
+    if ("image" in values) == ("source" in values):
+        problem = "both kinds of control image are given" if "image" in values else "there is no control image"
+        raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
+    if "image" in values and "side_files" in values:
+        raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
+    from mflux import conditions
+
+    names = ("image", "source", "canny_low", "canny_high", "depth_model", "fit")
+    return (conditions.Control(kind=kind, **{name: values[name] for name in names if name in values}),)
+
+
+def controlnet_conditions(values: Values) -> tuple[Any, ...]:
+    """One ControlNet a picture: those to make a map from, then the maps.  Other lists are paired with them in order."""
+    pictures = [(name, picture) for name in ("source", "image") for picture in values.get(name, ())]
+    if not pictures:
+        hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
+        raise UsageError("there is no control image", hint)
+    if "source" not in values:
+        for name in ("side_files", "canny_low", "canny_high", "depth_model"):
+            if name in values:
+                raise UsageError(
+                    "there are no edges to find", "give `--controlnet-image-path` to have a map made", name
+                )
+    each_own = {"ControlNet.model": "model"} | {name: name for name in ("strength", "mode", "start", "end")}
+    for key in each_own:
+        if len(values.get(key, ())) not in (0, 1, len(pictures)):
+            problem = f"{len(values[key])} values for {len(pictures)} control images"
+            raise UsageError(problem, "give one for all, or one for each", key)
+    from mflux import conditions
+
+    shared = {name: values[name] for name in ("canny_low", "canny_high", "depth_model", "fit") if name in values}
+    return tuple(
+        conditions.ControlNet(
+            **{name: picture},
+            **{
+                field: values[key][min(index, len(values[key]) - 1)] for key, field in each_own.items() if key in values
+            },
+            **shared,
+        )
+        for index, (name, picture) in enumerate(pictures)
+    )
+
+
+def upscale_conditions(values: Values) -> tuple[Any, ...]:
+    if "image" not in values:
+        raise UsageError("`--controlnet-image-path` is missing", "give the picture to enlarge")
+    from mflux import conditions
+
+    names = {"Upscale.model": "model"} | {name: name for name in ("image", "strength", "scale")}
+    return (conditions.Upscale(**{field: values[key] for key, field in names.items() if key in values}),)
+
+
+def fit(owner: str) -> Option:
+    return Option("--fit", f"{owner}.fit", "how the map is brought to an asked size: stretch (default), crop or pad")
+
+
+def depth_model(owner: str) -> Option:
+    return Option("--depth-model", f"{owner}.depth_model", "hub id or folder of another Depth Pro")
+
+
+def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
+    """The flags of edges found in a picture."""
+    return (
+        Option(
+            "--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", {"type": real}
+        ),
+        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", {"type": real}),
+    )
+
+
+OPTIONAL: dict[str, Any] = {"nargs": "?", "default": argparse.SUPPRESS}  # whether it is missing the command says
 COMMANDS = (
     Command(
         "mflux-generate",
@@ -120,6 +213,15 @@ COMMANDS = (
                 {"type": real},
             ),
             Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
+            Option("--ip-adapter", "IPAdapter.file", "an IP-Adapter's safetensors file, or hub id", qualified=True),
+            Option("--ip-adapter-image", "IPAdapter.image", "the picture that it looks at", qualified=True),
+            Option("--ip-adapter-scale", "IPAdapter.scale", "0 to 2 (default 1)", {"type": real}, qualified=True),
+            Option(
+                "--ip-adapter-encoder",
+                "IPAdapter.encoder",
+                "hub id or folder of its CLIP picture encoder (default: CLIP ViT-L/14)",
+                qualified=True,
+            ),
         ),
         generate_conditions,
     ),
@@ -151,6 +253,170 @@ COMMANDS = (
         ),
         fill_conditions,
         default_model="fill",
+    ),
+    Command(
+        "mflux-generate-canny",
+        "Draw along the edges of a picture, with a Canny model.",
+        "canny",
+        (
+            *SHARED,
+            Option("--image-path", "Control.source", "the picture whose edges to use"),
+            Option("--canny-image-path", "Control.image", "a map of edges, in place of a picture"),
+            *thresholds("Control", 50, 200),
+            fit("Control"),
+            Option(
+                "--save-canny",
+                "Run.side_files",
+                "also write the edges as <name>_canny.png",
+                {"action": "append_const", "const": "canny"},
+            ),
+        ),
+        partial(control_conditions, "canny", "--canny-image-path"),
+        default_model="canny",
+    ),
+    Command(
+        "mflux-generate-depth",
+        "Draw with the depth of a picture, with a Depth model.",
+        "depth",
+        (
+            *SHARED,
+            Option("--image-path", "Control.source", "the picture whose depth to use"),
+            Option("--depth-image-path", "Control.image", "a depth map, near is bright, in place of a picture"),
+            depth_model("Control"),
+            fit("Control"),
+            Option(
+                "--save-depth-map",
+                "Run.side_files",
+                "also write the map as <name>_depth.png",
+                {"action": "append_const", "const": "depth"},
+            ),
+        ),
+        partial(control_conditions, "depth", "--depth-image-path"),
+        default_model="depth",
+    ),
+    Command(
+        "mflux-save-depth",
+        "Write the depth map of a picture, near is bright.",
+        "depth",
+        (
+            Option("--image-path", "SaveDepth.image", "the picture"),
+            Option("--output", "SaveDepth.output", "png, jpg or webp (default: <picture>_depth.png beside it)"),
+            Option(
+                "--model -m", "SaveDepth.model", "Depth Pro's hub id or folder, or `tiny` (default apple/DepthPro-hf)"
+            ),
+            Option(
+                "--quantize -q",
+                "SaveDepth.quantize",
+                f"bits a weight: {', '.join(map(str, QUANTIZE))}",
+                {"type": whole},
+            ),
+        ),
+        run="mflux.cli.save_depth:run",
+    ),
+    Command(
+        "mflux-generate-controlnet",
+        "Draw along the edges of a picture, or after any map, with ControlNets beside the model.",
+        "controlnet",
+        (
+            *SHARED,
+            Option(
+                "--controlnet-image-path",
+                "ControlNet.source",
+                "a picture whose edges to use; again for another ControlNet",
+                {"action": "append"},
+            ),
+            Option("--control-map", "ControlNet.image", "a map, in place of a picture", {"action": "append"}),
+            Option(
+                "--controlnet-model",
+                "ControlNet.model",
+                "hub id or folder (default: an edge ControlNet for the model); one for all, or one a picture",
+                {"action": "append"},
+                qualified=True,
+            ),
+            Option(
+                "--controlnet-strength",
+                "ControlNet.strength",
+                "0 to 2 (default 0.4)",
+                {"action": "append", "type": real},
+            ),
+            Option(
+                "--control-mode",
+                "ControlNet.mode",
+                "kind of map, for union ControlNets: canny, tile, depth, blur, pose, gray, low-quality, or a number",
+                {"action": "append"},
+            ),
+            Option(
+                "--control-start",
+                "ControlNet.start",
+                "part of the steps before it, 0 to 1 (default 0)",
+                {"action": "append", "type": real},
+            ),
+            Option(
+                "--control-end",
+                "ControlNet.end",
+                "part of the steps at which it stops, 0 to 1 (default 1)",
+                {"action": "append", "type": real},
+            ),
+            *thresholds("ControlNet", 100, 200),
+            depth_model("ControlNet"),
+            fit("ControlNet"),
+            Option(
+                "--controlnet-save-canny",
+                "Run.side_files",
+                "also write the edges as <name>_canny.png",
+                {"action": "append_const", "const": "canny"},
+            ),
+        ),
+        controlnet_conditions,
+        default_model="dev",
+    ),
+    Command(
+        "mflux-outpaint-canvas",
+        "Put room around a picture, and write its mask: what mflux-generate-fill needs to paint beyond the borders.",
+        "",
+        (
+            Option("IMAGE", "OutpaintCanvas.image", "the picture", OPTIONAL),
+            Option(
+                "--image-outpaint-padding --outpaint-padding",
+                "OutpaintCanvas.outpaint",
+                "top, right, bottom, left in px or per cent, as in CSS: `0,25%,0,25%`",
+            ),
+        ),
+        run="mflux.cli.outpaint_canvas:run",
+    ),
+    Command(
+        "mflux-mask",
+        "Paint a mask over a picture, in a page of the browser that only this machine can open.",
+        "",
+        (
+            Option("IMAGE", "PaintMask.image", "the picture", OPTIONAL),
+            Option("--output", "PaintMask.output", "png or webp (default: <picture>_mask.png beside it)"),
+            Option(
+                "--port", "PaintMask.port", "of the page, 1024 to 65535 (default: one that is free)", {"type": whole}
+            ),
+            Option("--no-browser", "PaintMask.no_browser", "print the address only", {"action": "store_true"}),
+        ),
+        run="mflux.cli.paint_mask:run",
+    ),
+    Command(
+        "mflux-upscale",
+        "Enlarge a picture and draw its detail, with an upscaling ControlNet beside the model.",
+        "upscaler",
+        (
+            *SHARED,
+            Option("--controlnet-image-path --image-path", "Upscale.image", "the picture"),
+            Option("--scale", "Upscale.scale", "by how much, 1 to 16, without a size (default 1)", {"type": real}),
+            Option(
+                "--controlnet-strength",
+                "Upscale.strength",
+                "how closely, 0 to 2 (default 0.4)",
+                {"type": real},
+            ),
+            Option("--controlnet-model", "Upscale.model", "hub id or folder of another ControlNet", qualified=True),
+        ),
+        upscale_conditions,
+        default_model="dev-upscaler",
+        needs_prompt=False,
     ),
     Command(
         "mflux-generate-kontext",

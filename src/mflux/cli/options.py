@@ -30,17 +30,22 @@ def real(text: str) -> float:
 
 @dataclass(frozen=True)
 class Option:
-    """One flag.  reads: `Class.field` that takes its value, or several of them, separated by spaces."""
+    """One flag.  reads: `Class.field` that takes its value, or several of them, separated by spaces.
+
+    qualified: the field has the same name as another flag's, so it goes by `Class.field`.
+    """
 
     flags: str
     reads: str
     help: str
     parse: dict[str, Any] = field(default_factory=dict)
+    qualified: bool = False
 
     @property
     def name(self) -> str:
-        """The field's own name."""
-        return self.reads.split()[0].split(".")[1]
+        """The field's own name, which is also the key of its value."""
+        first = self.reads.split()[0]
+        return first if self.qualified else first.split(".")[1]
 
     @property
     def flag(self) -> str:

@@ -6,15 +6,19 @@ from typing import Any
 from mflux.engine.slots import ROOMS
 
 HOMES = {
+    "Control": "control",
+    "ControlNet": "controlnet",
     "Fill": "fill",
     "ImageToImage": "image_to_image",
     "InContext": "in_context",
     "InContextEdit": "ic_edit",
     "Inpaint": "inpaint",
+    "IPAdapter": "ip_adapter",
     "Kontext": "kontext",
     "MaskedEdit": "masked_edit",
     "Redux": "redux",
     "TryOn": "try_on",
+    "Upscale": "upscale",
 }
 __all__ = sorted(HOMES)
 

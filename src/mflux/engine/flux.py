@@ -16,12 +16,12 @@ from mflux import runtime
 from mflux.engine.denoise import integrate
 from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, pack_latents, unpack_latents
 from mflux.engine.latents import noise as start_noise_of
-from mflux.engine.network import Branch, GuidedVelocity, Network
+from mflux.engine.network import GuidedVelocity, Network
 from mflux.engine.parts import LoadOptions, Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
 from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice, check_number
-from mflux.engine.slots import Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
+from mflux.engine.slots import Branch, Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
 from mflux.engine.tokens import PromptTokenizer
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
@@ -202,7 +202,7 @@ class Flux1:
         mx.eval([[each.inputs.channels, each.inputs.tokens, each.inputs.text] for each in prepared])
         if plan.encodes:
             self.parts.release("vae")
-        self.parts.release(*SIDE_PARTS)
+        self.parts.release(*SIDE_PARTS, *plan.sides)  # one that stays is held by its condition's functions
         return branches, prepared
 
     def _branches(self, plan: Plan) -> Iterator[Branch]:
@@ -266,8 +266,10 @@ class Flux1:
             earlier = make_plan(request, self.parts, self.vae_tiling, force=True)
             return self._denoise(earlier, seeds, noise, *self._prepare(earlier), None)[0]
 
-        hooks = merge([each.bind(Run(plan, noise, latents_of)) for each in prepared])
-        network = Network(self.parts.get("transformer"), plan.height, plan.width, all_inputs(prepared, hooks))
+        inputs = all_inputs(prepared)
+        hooks = merge([each.bind(Run(plan, noise, branches, inputs, latents_of)) for each in prepared])
+        inputs = replace(inputs, tokens=[*hooks.tokens, *inputs.tokens])
+        network = Network(self.parts.get("transformer"), *plan.seen, inputs)
         velocity = GuidedVelocity(network, branches, plan, hooks)
         if self.parts.options.low_ram and hooks.start is None:  # an inversion asks for other noise levels yet
             network.transformer.drop_modulation()
@@ -344,11 +346,11 @@ def paired(paths: Sequence[str], scales: Sequence[float]) -> tuple[tuple[str, fl
     return tuple(zip(map(str, paths), [*scales, *[1.0] * (len(paths) - len(scales))], strict=True))
 
 
-def all_inputs(prepared: list[Prepared], hooks: Hooks) -> Inputs:
+def all_inputs(prepared: list[Prepared]) -> Inputs:
     """The inputs of all conditions, in their order; the plan has refused two that add channels."""
     return Inputs(
         channels=next((each.inputs.channels for each in prepared if each.inputs.channels is not None), None),
-        tokens=[*hooks.tokens, *(token for each in prepared for token in each.inputs.tokens)],
+        tokens=[token for each in prepared for token in each.inputs.tokens],
         text=[text for each in prepared for text in each.inputs.text],
         prompt_scale=math.prod(each.inputs.prompt_scale for each in prepared),
         pooled_scale=math.prod(each.inputs.pooled_scale for each in prepared),

@@ -1,32 +1,24 @@
 """The transformer of one run: tokens and positions put together, branches, guidance."""
 
-from dataclasses import dataclass
-
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
 from mflux.engine.denoise import At
-from mflux.engine.latents import grid_ids
-from mflux.engine.slots import Hooks, Inputs, Plan
-from mflux.models.transformer import BlockHooks, FluxTransformer, ModulationTable, rope_table
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One text that the network is asked about: states (1, T, width), pooled (1, P), distilled guidance or None."""
-
-    text: mx.array
-    pooled: mx.array
-    guidance: float | None
+from mflux.engine.latents import blended, cut, grid_ids
+from mflux.engine.slots import Branch, Hooks, Inputs, Plan
+from mflux.models.transformer import BlockHooks, FluxBlocks, ModulationTable, rope_table
 
 
 class Network:
-    """Velocity of latents under a text, with the seed-free inputs of the conditions."""
+    """Velocity of latents under a text, with the seed-free inputs of the conditions.
 
-    def __init__(self, transformer: FluxTransformer, height: int, width: int, inputs: Inputs):
+    A ControlNet's texts, positions and modulations are the same, so its condition makes one too.
+    """
+
+    def __init__(self, transformer: FluxBlocks, height: int, width: int, inputs: Inputs):
         self.transformer, self.inputs = transformer, inputs
-        self.dtype = transformer.proj_out.bias.dtype
+        self.dtype = transformer.dtype
         self._target_ids = grid_ids(height, width)
         self._rope: dict[int, mx.array] = {}
         self._tables: dict[tuple[int, float], ModulationTable] = {}
@@ -54,22 +46,38 @@ class Network:
         return self.transformer.modulate(sigma, guidance, pooled.astype(self.dtype))
 
     def velocity(
-        self, branch: Branch, latents: mx.array, sigma: mx.array | float, hooks: BlockHooks | None = None
+        self,
+        branch: Branch,
+        latents: mx.array,
+        sigma: mx.array | float,
+        hooks: BlockHooks | None = None,
+        cells: mx.array | None = None,
     ) -> mx.array:
-        """d latents / d sigma, float32.  latents: (B, S, 64); sigma: a tabulated level, or levels (B,)."""
+        """d latents / d sigma, float32.  latents: (B, S, 64); sigma: a tabulated level, or levels (B,).
+
+        cells: which of the picture's tokens the latents are; None: all.
+        """
         batch, count = latents.shape[:2]
-        table = self._tables[id(branch), sigma] if isinstance(sigma, float) else self.modulate(branch, sigma)
+        table = self.table(branch, sigma)
         tokens = latents.astype(self.dtype)
         if self.inputs.channels is not None:
-            tokens = mx.concatenate([tokens, self.widened(self.inputs.channels, batch)], axis=-1)
+            channels = self.inputs.channels if cells is None else self.inputs.channels[:, cells]
+            tokens = mx.concatenate([tokens, self.widened(channels, batch)], axis=-1)
         references = [self.widened(reference, batch) for reference, _ in self.inputs.tokens]
         tokens = mx.concatenate([tokens, *references], axis=1) if references else tokens
+        text = self.text(branch, batch)
+        out = self.transformer(tokens, text, table, self.rope(text.shape[1]), hooks or BlockHooks())
+        return out[:, :count].astype(mx.float32)
+
+    def table(self, branch: Branch, sigma: mx.array | float) -> ModulationTable:
+        """Modulations of a tabulated level, or of levels (B,)."""
+        return self._tables[id(branch), sigma] if isinstance(sigma, float) else self.modulate(branch, sigma)
+
+    def text(self, branch: Branch, batch: int) -> mx.array:
+        """A branch's text tokens, those of the conditions after them: (batch, T, width)."""
         own = branch.text if self.inputs.prompt_scale == 1 else branch.text * self.inputs.prompt_scale
         text = mx.concatenate([own, *self.inputs.text], axis=1) if self.inputs.text else own
-        out = self.transformer(
-            tokens, self.widened(text, batch), table, self.rope(text.shape[1]), hooks or BlockHooks()
-        )
-        return out[:, :count].astype(mx.float32)
+        return self.widened(text, batch)
 
     def widened(self, array: mx.array, batch: int) -> mx.array:
         """A batch-1 input for the whole batch, in the network's dtype."""
@@ -81,16 +89,29 @@ class GuidedVelocity:
 
     def __init__(self, network: Network, branches: tuple[Branch, ...], plan: Plan, hooks: Hooks):
         self.network, self.branches, self.hooks, self.true_cfg = network, branches, hooks, plan.true_cfg
-        self.block_hooks = BlockHooks(hooks.edit_attention, hooks.watch_attention, hooks.residuals, plan.tokens)
+        self.tiles = cut(plan.height, plan.width, plan.tile) if plan.tile else ()
         for branch in branches:
             network.tabulate(branch, plan.sigmas[plan.first : -1])
 
     def __call__(self, latents: mx.array, at: At) -> mx.array:
-        positive, *negative = self.branches
-        velocity = self.network.velocity(positive, latents, at.sigma, self.block_hooks)
-        if negative:
-            away = self.network.velocity(negative[0], latents, at.sigma, self.block_hooks)
-            velocity = away + self.true_cfg * (velocity - away)
+        if self.tiles:
+            velocity = blended(lambda part, cells: self.guided(part, at, cells), latents, self.tiles)
+        else:
+            velocity = self.guided(latents, at)
         for steer in self.hooks.steer:
             velocity = steer(velocity, latents, at)
+        return velocity
+
+    def guided(self, latents: mx.array, at: At, cells: mx.array | None = None) -> mx.array:
+        """The velocity of a picture or one of its tiles, true CFG included."""
+        hooks = self.hooks
+        residuals = [found for make in hooks.residuals if (found := make(latents, at, cells))]
+
+        def ask(index: int, branch: Branch) -> mx.array:
+            views = BlockHooks(hooks.edit_attention, hooks.watch_attention, residuals, latents.shape[1], index)
+            return self.network.velocity(branch, latents, at.sigma, views, cells)
+
+        velocity, *negative = (ask(*pair) for pair in enumerate(self.branches))
+        if negative:
+            velocity = negative[0] + self.true_cfg * (velocity - negative[0])
         return velocity

@@ -80,8 +80,9 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
     request, row, config = draft.request, draft.row, draft.request.config
     assert draft.height and draft.width
     text_tokens = config.max_sequence_length or row.text_tokens
-    tokens = draft.height * draft.width // TOKEN_PIXELS**2
+    seen = draft.tile or (draft.height, draft.width)
     guidance = row.guidance if config.guidance is None else config.guidance
+    tokens = draft.height * draft.width // TOKEN_PIXELS**2
     tiled = tiled or max(tokens, draft.encodes) * CELL**2 > TILED_VAE_FROM
     return Plan(
         request=request,
@@ -90,7 +91,8 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         height=draft.height,
         width=draft.width,
         own_size=draft.own_size,
-        sigmas=parts.schedule.sigmas(draft.steps, tokens, config.sigmas),
+        tile=draft.tile,
+        sigmas=parts.schedule.sigmas(draft.steps, seen[0] * seen[1] // TOKEN_PIXELS**2, config.sigmas),
         first=draft.first,
         guidance=(guidance or 0.0) if draft.transformer.guidance_embeds else None,
         true_cfg=config.true_cfg,
@@ -98,6 +100,7 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         encodes=draft.encodes,
         tiled=tiled,
         extra_tokens=draft.extra_tokens,
+        sides=draft.sides,
         prompt=request.prompt if draft.prompt is None else draft.prompt,
         texts=draft.texts,
         loras=tuple(find_lora(name) for name in draft.loras),
@@ -112,12 +115,17 @@ def forecast(parts: Parts, plan: Plan, batch: int = 1) -> int:
     text, text_2, transformer, vae = (
         parts.weight_bytes(part, precision) for part in ("text_encoder", "text_encoder_2", "transformer", "vae")
     )
-    drawing = transformer_bytes(plan.transformer, plan.tokens, plan.text_tokens + plan.extra_tokens, batch)
+    seen = plan.seen[0] * plan.seen[1] // TOKEN_PIXELS**2
+    drawing = transformer_bytes(plan.transformer, seen, plan.text_tokens + plan.extra_tokens, batch)
     decoding = vae_bytes(parts.vae_config, max(plan.tokens, plan.encodes), plan.tiled)
+    sides = {side: parts.weight_bytes(side, precision) for side in plan.sides}
     if parts.all_stay(precision):
-        return text + text_2 + transformer + vae + max(drawing, decoding)
+        return text + text_2 + transformer + vae + sum(sides.values()) + max(drawing, decoding)
+    beside = sum(size for side, size in sides.items() if side.stays)
     stays = transformer if len(plan.request.seeds) > batch else 0  # for the next seeds
-    return max(text + text_2, transformer + drawing, stays + vae + decoding)
+    return max(
+        text + text_2, vae + sum(sides.values()), beside + transformer + drawing, beside + stays + vae + decoding
+    )
 
 
 def transformer_bytes(config: TransformerConfig, tokens: int, other_tokens: int, batch: int) -> int:

@@ -25,6 +25,7 @@ from mflux.images.picture import describe, described
 from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import JointView, Residuals, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS, Row
+from mflux.weights.resolve import Side
 
 # Names of conditions and how to find their classes: conditions import the engine, so the engine asks by name only.
 ROOMS: list[tuple[frozenset[str], Callable[[str], type["Condition"]]]] = []
@@ -50,6 +51,7 @@ class Draft:
     width: int | None = None
     own_size: bool = False  # the canvas is a source's own size, padded; nobody asked for another
     first: int = 0  # the first step that runs
+    tile: tuple[int, int] | None = None  # height and width of the tiles that are drawn, px; None: all at once
     channels: int = TOKEN_CHANNELS  # per image token at the network's input
     channels_by: str = ""  # the condition that adds channels
     channels_model: str = "dev"  # an alias whose network takes so many
@@ -57,6 +59,7 @@ class Draft:
     encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
     references_by: str = ""  # the condition that has reference pictures
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
+    sides: tuple[Side, ...] = ()  # networks beside the model's own
     prompt: str | None = None  # in place of the request's
     texts: tuple[str, ...] = ()  # to encode besides the prompt
     loras: tuple[str, ...] = ()  # that methods have of their own; the user's come after them
@@ -74,6 +77,10 @@ class Draft:
     def sized(self, height: int, width: int, own_size: bool = False) -> "Draft":
         """With a size, unless one is there."""
         return self if self.height else replace(self, height=height, width=width, own_size=own_size)
+
+    def beside(self, side: Side) -> "Draft":
+        """With a network beside the model's own."""
+        return self if side in self.sides else replace(self, sides=(*self.sides, side))
 
     def noted(self, note: str) -> "Draft":
         return self if note in self.notes else replace(self, notes=(*self.notes, note))
@@ -143,6 +150,7 @@ class Plan:
     height: int
     width: int
     own_size: bool
+    tile: tuple[int, int] | None
     sigmas: tuple[float, ...]
     first: int
     guidance: float | None
@@ -151,6 +159,7 @@ class Plan:
     encodes: int
     tiled: bool
     extra_tokens: int
+    sides: tuple[Side, ...]
     prompt: str
     texts: tuple[str, ...]
     loras: tuple[Path, ...]
@@ -166,6 +175,11 @@ class Plan:
     def tokens(self) -> int:
         return self.height * self.width // CELL**2
 
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width that the network sees at once, px."""
+        return self.tile or (self.height, self.width)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -179,6 +193,20 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One text that the network is asked about: states (1, T, width), pooled (1, P), distilled guidance or None."""
+
+    text: mx.array
+    pooled: mx.array
+    guidance: float | None
+
+
+# (latents, at, cells) -> what is added after each block in this step, for all branches; None: nothing.  cells: which
+# of the picture's tokens the latents are; None: all.
+StepResiduals = Callable[[mx.array, At, mx.array | None], Residuals | None]
+
+
+@dataclass(frozen=True)
 class Hooks:
     """What a condition does during one run.  `merge` puts those of several conditions together."""
 
@@ -186,7 +214,7 @@ class Hooks:
     tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # like those of Inputs, but of this run: (B, R, 64)
     edit_attention: Callable[[JointView, mx.array], mx.array] | None = None
     watch_attention: Sequence[Callable[[JointView], None]] = ()
-    residuals: Sequence[Residuals] = ()
+    residuals: Sequence[StepResiduals] = ()
     steer: Sequence[Callable[[mx.array, mx.array, At], mx.array]] = ()  # (velocity, x, at) -> velocity
     after_step: Sequence[Callable[[mx.array, At], mx.array]] = ()  # (x, at) -> x at noise level at.sigma_next
     keep: Sequence[Callable[[], Sequence[mx.array]]] = ()  # arrays to evaluate with each step
@@ -199,7 +227,7 @@ class Stage:
 
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
-    network: Callable[[Any], Any]  # a loaded network: a part of the model by its name
+    network: Callable[[Any], Any]  # a loaded network: a Side of the plan, or a part of the model by its name
 
 
 @dataclass(frozen=True)
@@ -208,6 +236,8 @@ class Run:
 
     plan: Plan
     noise: mx.array  # (B, S, 64)
+    branches: tuple[Branch, ...]  # the prompt's; with true CFG also the negative one
+    inputs: Inputs  # of all conditions together
     latents_of: Callable[[Request], mx.array]  # what another request ends in, (B, S, 64), drawn from the same noise
 
 
@@ -297,8 +327,17 @@ def merge(all_hooks: Sequence[Hooks]) -> Hooks:
         steer=[each for hooks in all_hooks for each in hooks.steer],
         after_step=[each for hooks in all_hooks for each in hooks.after_step],
         keep=[each for hooks in all_hooks for each in hooks.keep],
-        artifacts={name: value for hooks in all_hooks for name, value in hooks.artifacts.items()},
+        artifacts=numbered([item for hooks in all_hooks for item in hooks.artifacts.items()]),
     )
+
+
+def numbered(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Artifacts by name; those whose name is taken become `name_2`, `name_3`, ..."""
+    found: dict[str, Any] = {}
+    for name, value in items:
+        count = sum(key == name or key.rpartition("_")[0] == name for key in found)
+        found[f"{name}_{count + 1}" if count else name] = value
+    return found
 
 
 def check_channels(draft: Draft) -> None:

@@ -70,7 +70,7 @@ class ModulationTable(NamedTuple):
     image: list[StreamModulation]  # a joint block each
     text: list[StreamModulation]
     single: list[Modulation]
-    head: tuple[mx.array, mx.array]  # scale, shift
+    head: tuple[mx.array, ...]  # scale, shift; none in a network without head
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class JointView:
     text_modulation: StreamModulation
     rope: mx.array  # of text and image tokens together
     target_tokens: int  # image tokens that are being drawn; reference tokens follow them
+    branch: int = 0  # which text is asked about: 0 the prompt, 1 the negative one of true CFG
 
 
 Residuals = Callable[[str, int, mx.array], mx.array | None]
@@ -97,6 +98,7 @@ class BlockHooks:
     watch_attention: Sequence[Callable[[JointView], None]] = ()
     residuals: Sequence[Residuals] = ()  # (`joint` or `single`, index, image) -> what is added after that block
     target_tokens: int = field(default=0)
+    branch: int = 0
 
 
 NO_HOOKS = BlockHooks()
@@ -273,7 +275,7 @@ class JointBlock(nn.Module):
         image_out = self.attn.to_out[0](image_attended)
         if hooks.edit_attention or hooks.watch_attention:
             tokens = hooks.target_tokens or image.shape[1]
-            view = JointView(index, self, image_qkv, image_attended, text_mod, rope, tokens)
+            view = JointView(index, self, image_qkv, image_attended, text_mod, rope, tokens, hooks.branch)
             for watch in hooks.watch_attention:
                 watch(view)
             image_out = hooks.edit_attention(view, image_out) if hooks.edit_attention else image_out
@@ -321,8 +323,8 @@ class SingleBlock(nn.Module):
         return x + modulation.gate * self.proj_out(mx.concatenate([attended, hidden], axis=-1))
 
 
-class FluxTransformer(nn.Module):
-    """FLUX.1's velocity network."""
+class FluxBlocks(nn.Module):
+    """The embedders and blocks that FLUX.1's velocity network and its ControlNets have in common."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -332,8 +334,11 @@ class FluxTransformer(nn.Module):
         self.time_text_embed = TimeTextEmbedding(config)
         self.transformer_blocks = [JointBlock(config) for _ in range(config.num_layers)]
         self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
-        self.norm_out = ModulationLinear(config.width, 2)
-        self.proj_out = nn.Linear(config.width, config.out_channels)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What the activations are computed in; adapters may stand in for any Linear, but for no norm."""
+        return (*self.transformer_blocks, *self.single_transformer_blocks)[0].attn.norm_q.weight.dtype
 
     def drop_modulation(self) -> None:
         """Forget the weights of all blocks' modulations, 27 % of FLUX.1; `modulate` cannot be called again."""
@@ -345,13 +350,22 @@ class FluxTransformer(nn.Module):
     def modulate(self, sigma: mx.array, guidance: mx.array | None, pooled: mx.array) -> ModulationTable:
         """All modulations for noise levels sigma (B,), guidance (B,) or None, pooled text (B, P); B may be 1."""
         activated = silu(self.time_text_embed(sigma, guidance, pooled))
-        head = self.norm_out(activated)
+        head = self.norm_out(activated) if "norm_out" in self else ()
         return ModulationTable(
             image=[stream_modulation(block.norm1, activated) for block in self.transformer_blocks],
             text=[stream_modulation(block.norm1_context, activated) for block in self.transformer_blocks],
             single=[Modulation(*block.norm(activated)) for block in self.single_transformer_blocks],
-            head=(head[0], head[1]),
+            head=tuple(head),
         )
+
+
+class FluxTransformer(FluxBlocks):
+    """FLUX.1's velocity network."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config)
+        self.norm_out = ModulationLinear(config.width, 2)
+        self.proj_out = nn.Linear(config.width, config.out_channels)
 
     def __call__(
         self, tokens: mx.array, text: mx.array, table: ModulationTable, rope: mx.array, hooks: BlockHooks = NO_HOOKS

@@ -162,7 +162,7 @@ def is_mflux(part: str, found: Sources) -> bool:
 def file_sources(part: str, path: Path, expected: dict[str, tuple[int, ...]]) -> Sources:
     """The tensors of a single file in BFL's or ComfyUI's layout, under our names; fused ones as their rows."""
     kind = KINDS[part]
-    rules = spellings({name.rpartition(".")[0] for name in expected}, FILE_TABLES.get(part, {}))
+    rules = spellings({name.rpartition(".")[0] for name in expected}, FILE_TABLES.get(part) or kind.table)
     found: Sources = {}
     infos = own_tensors(part, path)
     for name, info in infos.items():

@@ -1,4 +1,4 @@
-"""From what the user calls a model to the folders of its parts: alias, hub id, local folder, or single file.
+"""From what the user calls a model, or a network beside it, to folders: alias, hub id, local folder, or single file.
 
 Offline first: a finished download is used without asking the network.  Nothing falls back silently.
 """
@@ -6,16 +6,19 @@ Offline first: a finished download is used without asking the network.  Nothing 
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mflux.errors import ModelError, UsageError
 from mflux.paths import expand
 from mflux.weights.catalog import (
     BUILT_IN,
     BY_NAME,
+    SIDES,
     TASK_CHANNELS,
     Row,
     by_repo,
     check_name,
+    check_repo,
     find,
     of_task,
     require,
@@ -34,6 +37,10 @@ ENDINGS = (".json", ".safetensors", ".txt", ".model")
 PATTERNS = [MANIFEST, *(f"{part}/*{end}" for part in PARTS for end in ENDINGS)]
 
 
+SIDE_PATTERNS = ["*.json", "*.safetensors"]
+RUNS_CODE = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A model that was found: its row of defaults and the folder of each part."""
@@ -41,6 +48,14 @@ class ModelSource:
     name: str
     row: Row
     folders: dict[str, Path]
+
+
+class Side(NamedTuple):
+    """One such network: its kind, a key of KINDS, and its folder.  stays: it works in every step of a run."""
+
+    kind: str
+    place: Path
+    stays: bool = False
 
 
 def resolve(name: str, task: str = "base", base_model: str | None = None) -> ModelSource:
@@ -120,7 +135,7 @@ def single_file(name: str, row: Row | None, path: Path, task: str = "base") -> M
 
 
 def built_in(row: Row) -> ModelSource:
-    """A model that ships inside the package."""
+    """A model that ships inside the package.  Raises ModelError for one that this version does not have."""
     if not (BUILT_IN / row.folder).is_dir():
         raise ModelError(f"`{row.name}` is not trained yet", "this version has no weights for it; use another model")
     folders = {part: BUILT_IN / row.folder / part for part in PARTS} | side_folders(BUILT_IN / row.folder)
@@ -188,3 +203,33 @@ def check_whole(folder: Path, holds: dict[str, str] | None = None) -> None:
     for part, names in TOKENIZER_FILES.items():
         if not any((folder / part / name).is_file() for name in names):
             raise ModelError(f"`{folder / part}` has none of {', '.join(names)}", "download the model again")
+
+
+def find_side(kind: str, name: str, field: str, stays: bool = False) -> Side:
+    """Find a network by hub id, folder, or a safetensors file with its config.json beside it.
+
+    Raises UsageError for a name that means none, and for a file that could run code; ModelError where it is incomplete
+    or cannot be downloaded.
+    """
+    place = expand(name, field)
+    if place.suffix in RUNS_CODE:
+        problem = f"`{name}` is a pickle, which runs code when it is opened; it was not opened"
+        raise UsageError(problem, "give the safetensors form, a folder or hub id", field)
+    folder = place.parent if place.is_file() else place
+    if not folder.is_dir():
+        check_repo(name, field)
+        folder = download_snapshot(name, SIDE_PATTERNS, tensors_in)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"`{folder}` has no config.json", "give the folder of the network, or its hub id", field)
+    return Side(kind, folder, stays)
+
+
+def default_side(kind: str, role: str, family: str, field: str, stays: bool = False) -> Side:
+    """The network that a method uses in this role unless it is told otherwise."""
+    if (role, family) in SIDES and family == "tiny":
+        folder = BUILT_IN / SIDES[role, family]
+        if not folder.is_dir():
+            problem = f"the built-in model has no {role} in this version"
+            raise ModelError(problem, "name one of your own, or use FLUX.1, for example `--model dev`")
+        return Side(kind, folder, stays)
+    return find_side(kind, SIDES[role, "dev"], field, stays)
