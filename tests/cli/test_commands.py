@@ -21,7 +21,9 @@ from mflux.engine.request import Request
 from mflux.weights.save import Saving
 
 READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Saving": Saving}
-READERS["Asked"] = make_dataclass("Asked", ("file", "model", "action", "paths"))  # read straight from the values
+READERS["Asked"] = make_dataclass(
+    "Asked", ("file", "model", "action", "paths", "shell", "folder")
+)  # read straight from the values
 READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 

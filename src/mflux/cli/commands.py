@@ -593,5 +593,17 @@ COMMANDS = (
         ),
         run="mflux.cli.inspect:lora_library",
     ),
+    Command(
+        "mflux-completions",
+        "Print a script that completes the flags of every command in a shell.",
+        "base",
+        (
+            Option("SHELL", "Asked.shell", "bash, zsh or fish", {"choices": ("bash", "zsh", "fish")}),
+            Option("--dir", "Asked.folder", "write the script into this folder, under the name that the shell expects"),
+        ),
+        run="mflux.cli.completions:completions",
+    ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}
+# What follows `mflux`: generate, fill, kontext, save, ...
+SHORT = {name.removeprefix("mflux-generate-").removeprefix("mflux-"): name for name in BY_NAME}

@@ -4,6 +4,7 @@ Paths of written files go to stdout, everything else to stderr.  Whatever can be
 mlx is imported, and whatever can be wrong with the files before a weight is read.
 """
 
+import difflib
 import logging
 import os
 import random
@@ -14,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mflux.cli.commands import BY_NAME
+from mflux.cli.commands import BY_NAME, SHORT
 from mflux.cli.loras import choose_loras
 from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
@@ -55,6 +56,22 @@ class Run:
 def named() -> int:
     """The command by whose name the program was started."""
     return main(BY_NAME[Path(sys.argv[0]).stem])
+
+
+def umbrella() -> int:
+    """`mflux WORD ...`: the command that the word stands for."""
+    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if word in SHORT:
+        return main(BY_NAME[SHORT[word]], sys.argv[2:])
+    if word in ("--help", "-h", "help"):
+        width = max(map(len, SHORT))
+        print("usage: mflux COMMAND [flags]; `mflux COMMAND --help` lists its flags\n")
+        print("\n".join(f"  {short:{width}}  {BY_NAME[name].summary}" for short, name in SHORT.items()))
+        return 0
+    near = difflib.get_close_matches(word, SHORT, n=2)
+    hint = f"did you mean {' or '.join(f'`mflux {each}`' for each in near)}?" if near else "`mflux --help` lists them"
+    print(f"error: `{word}` is no command of mflux\n\nhint: {hint}", file=sys.stderr)
+    return 2
 
 
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
