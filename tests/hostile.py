@@ -124,6 +124,10 @@ BROKEN_HEADERS: dict[str, bytes] = {
     "fewer bytes than the shape": safetensors({"a": entry(shape=[2])}, b"\0" * 4),
     "more bytes than the shape": safetensors({"a": entry(offsets=[0, 8])}, b"\0" * 8),
     "a file cut short": WHOLE[:-1],
+    "two tensors in the same bytes": safetensors({"a": entry(), "b": entry()}, b"\0" * 4),
+    "two tensors that overlap": safetensors(
+        {"a": entry(shape=[2], offsets=[0, 8]), "b": entry(offsets=[4, 8])}, b"\0" * 8
+    ),
 }
 
 

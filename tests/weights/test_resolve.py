@@ -106,6 +106,13 @@ def test_a_folder_that_lacks_a_part_is_no_model(oracle_model, tmp_path, part):
         resolve(str(model))
 
 
+def test_a_built_in_model_has_no_other_family():
+    assert resolve("tiny", base_model="tiny").row.name == "tiny"
+    with pytest.raises(UsageError) as error:
+        resolve("tiny", base_model="dev")
+    assert error.value.field == "base_model" and error.value.hint
+
+
 def test_a_linked_folder_is_a_model(oracle_model, tmp_path):
     (tmp_path / "link").symlink_to(oracle_model("dev"))
     assert resolve(str(tmp_path / "link")).row.name == "dev"

@@ -13,7 +13,7 @@ from world import COLORS, HELD_OUT, SHAPES
 
 GUIDANCE_LOW, GUIDANCE_HIGH = 1.0, 60.0
 PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
-DROPPED, HIDDEN = 0.1, 0.3
+DROPPED, HIDDEN = 0.1, 0.35
 UNKNOWN = SPECIAL_T5.index("<unk>")
 TWO_REFERENCES = 0.1  # share of kontext's batches
 SILENT = 0.8  # share of redux' pictures without a caption
@@ -163,14 +163,15 @@ def change_weights(changed: Tensor) -> Tensor:
 def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor]) -> None:
     """Both texts become "" in some rows, so that true CFG and negative prompts work.
 
-    In others one kind of word is hidden, every colour or every shape: what a word means has to be learnt without the
-    word beside it, or a pair that is new is not drawn as what it says. Not in instructions: they mostly say one of
-    the two, and the reference shows the other.
+    In others the colours of the objects are hidden: what a shape's word means has to be learnt without the word beside
+    it, or a pair that is new is not drawn as what it says. Shapes are not hidden: which shapes a colour comes with
+    tells that the pairs held out are none. Not in instructions: they mostly say one of the two, and the reference shows
+    the other.
     """
     hidden = torch.rand(len(batch.clean)) < (HIDDEN if batch.references is None else 0.0)
-    colors = torch.rand(len(batch.clean), 1) < 0.5
-    words = [torch.isin(batch.t5_ids, torch.tensor(t5_ids_of(kind))) for kind in (COLORS, SHAPES)]
-    batch.t5_ids = torch.where(hidden[:, None] & torch.where(colors, *words), UNKNOWN, batch.t5_ids)
+    colors, shapes = (torch.isin(batch.t5_ids, torch.tensor(t5_ids_of(kind))) for kind in (COLORS, SHAPES))
+    described = colors & shapes.roll(-1, dims=1)  # a colour before its shape, not a background's
+    batch.t5_ids = torch.where(hidden[:, None] & described, UNKNOWN, batch.t5_ids)
     batch.clip_ids[hidden] = empty[1]
     dropped = torch.rand(len(batch.clean)) < DROPPED
     batch.t5_ids[dropped], batch.clip_ids[dropped] = empty

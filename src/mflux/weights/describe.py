@@ -10,7 +10,7 @@ from mflux.errors import ModelError, UsageError
 from mflux.models.transformer import FluxTransformer, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS
 from mflux.weights.files import TensorInfo, read_header, read_metadata, tensors_in
-from mflux.weights.kinds import config_from_shapes, read_config
+from mflux.weights.kinds import config_from_shapes, read_config, unpacked_shape
 from mflux.weights.lora_files import FAMILIES, LEAVES, grouped, locate, spelled_modules
 from mflux.weights.manifest import read_manifest
 from mflux.weights.resolve import NETWORKS
@@ -105,5 +105,11 @@ def sizes(infos: Mapping[str, TensorInfo]) -> str:
     """How many tensors, of which types, how large."""
     types = Counter(info.dtype for info in infos.values())
     stored = sum(path.stat().st_size for path in {info.file for info in infos.values()})
-    numbers = sum(math.prod(info.shape) for info in infos.values())
-    return f"{len(infos)} tensors ({', '.join(sorted(types))}), {numbers:,} numbers, {stored / 1e6:,.1f} MB"
+    names = [name for name in infos if not name.endswith((".scales", ".biases"))]
+    numbers = sum(math.prod(unpacked_shape(name, infos)) for name in names)
+    packed = {
+        infos[name].shape[1] * 32 // unpacked_shape(name, infos)[1] for name in names if infos[name].dtype == "U32"
+    }
+    bits = f", quantized to {', '.join(map(str, sorted(packed)))} bits" if packed else ""
+    kinds = ", ".join(sorted(types))
+    return f"{len(infos)} tensors ({kinds}), {numbers:,} numbers{bits}, {stored / 1e6:,.1f} MB"

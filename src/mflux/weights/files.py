@@ -1,14 +1,16 @@
 """Checkpoint files, safetensors and GGUF: headers checked before a byte of weights is read, tensors one at a time.
 
 A file can be wrong in these ways, each with its own message: it is absent; shorter than its header says; its header is
-too large, no JSON, or no table of tensors; a tensor has an unknown type, a negative size, bytes outside the file, or
-bytes that do not fit its shape; an index names a shard that is absent or a tensor that its shard lacks.
+too large, no JSON, or no table of tensors; a tensor has an unknown type, a negative size, bytes outside the file or of
+another tensor, or bytes that do not fit its shape; an index names a shard that is absent or a tensor that its shard
+lacks.
 """
 
 import json
 import math
 import struct
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +75,7 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int]:
         raise ModelError(f"`{path}` cannot be read ({error.strerror or error})", DAMAGED) from None
     except (ValueError, RecursionError):
         raise ModelError(f"`{path}` has a damaged header", DAMAGED) from None
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    metadata = (header.get("__metadata__") or {}) if isinstance(header, dict) else None  # MLX writes null for none
     if not isinstance(metadata, dict) or not all(map(is_text, (*header, *metadata, *metadata.values()))):
         raise ModelError(f"`{path}` has a damaged header", DAMAGED)
     return header, total - 8 - length
@@ -91,12 +93,17 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     header, room = raw_header(path)
     header.pop("__metadata__", None)
     begin = path.stat().st_size - room
-    return {name: check_entry(path, name, entry, begin, room) for name, entry in header.items()}
+    infos = {name: check_entry(path, name, entry, begin, room) for name, entry in header.items()}
+    ranges = sorted((header[name]["data_offsets"], name) for name in infos)
+    for ((_, end), one), ((start, _), other) in pairwise(ranges):
+        if start < end:
+            raise ModelError(f"`{path}`: tensors `{one}` and `{other}` share bytes", DAMAGED)
+    return infos
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The free-form metadata in a safetensors header."""
-    return dict(raw_header(path)[0].get("__metadata__", {}))
+    return dict(raw_header(path)[0].get("__metadata__") or {})
 
 
 def check_entry(path: Path, name: str, entry: Any, begin: int, room: int) -> TensorInfo:

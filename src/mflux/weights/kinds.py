@@ -3,7 +3,7 @@
 Sizes come from config.json, or from the shapes of a file that has none; never from a name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,7 +229,7 @@ def config_from_shapes(place: Path) -> TransformerConfig:
     return config
 
 
-def unpacked_shape(name: str, infos: dict[str, TensorInfo]) -> tuple[int, ...]:
+def unpacked_shape(name: str, infos: Mapping[str, TensorInfo]) -> tuple[int, ...]:
     """The shape of a tensor before it was quantized: a row of scales has one for every 64 columns."""
     scales = infos.get(f"{name.removesuffix('weight')}scales")
     shape = infos[name].shape

@@ -168,14 +168,9 @@ def file_sources(part: str, path: Path, expected: dict[str, tuple[int, ...]]) ->
     for name, info in infos.items():
         name = kind.aliases.get(name, name)
         module, _, leaf = name.rpartition(".")
-        if (
-            leaf in IGNORED_LEAVES
-            or name in IGNORED_LEAVES
-            or leaf in SCALE_LEAVES
-            or re.fullmatch(kind.tolerated, name)
-        ):
-            continue
         rule = rules.get(module)
+        if {leaf, name} & {*IGNORED_LEAVES, *SCALE_LEAVES} or (rule is None and re.fullmatch(kind.tolerated, name)):
+            continue
         if rule is None or leaf not in ("weight", "bias", "scale"):
             raise ModelError(f"`{path}` holds a tensor `{name}` that this network has no place for", FOREIGN_HINT)
         scales = [

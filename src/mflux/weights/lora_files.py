@@ -187,15 +187,24 @@ def locate(name: str, spelled: Mapping[str, Mapping[str, Rule]]) -> tuple[str, R
 
 def adapter_settings(path: Path) -> dict[str, Any]:
     """PEFT's settings from the file's header or an adapter_config.json beside it, without part prefixes."""
-    text = read_metadata(path).get("lora_adapter_metadata")
+    text, beside = read_metadata(path).get("lora_adapter_metadata"), path.parent / "adapter_config.json"
     try:
-        values = json.loads(text) if text else {}
-    except ValueError:
+        values = json.loads(text) if text else read_json(beside) if beside.is_file() else {}
+    except (ValueError, RecursionError):
         raise refused(path, "its `lora_adapter_metadata` is not valid JSON") from None
-    beside = path.parent / "adapter_config.json"
-    if not values and beside.is_file():
-        values = read_json(beside)
-    return {str(key).removeprefix("transformer."): value for key, value in dict(values).items()}
+    settings = (
+        {str(key).removeprefix("transformer."): value for key, value in values.items()}
+        if isinstance(values, dict)
+        else {}
+    )
+    alphas = settings.get("alpha_pattern") or {}
+    if not (isinstance(values, dict) and isinstance(alphas, dict) and all(map(is_number, alphas.values()))):
+        raise refused(path, "its `lora_adapter_metadata` is no table of PEFT's settings")
+    return settings
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def build(path: Path, name: str, tensors: dict[str, mx.array], scale: float, settings: Mapping[str, Any]) -> Adapter:
@@ -255,11 +264,11 @@ def needed(path: Path, name: str, tensors: dict[str, mx.array], leaves: Sequence
 
 def setting_alpha(settings: Mapping[str, Any], name: str, rank: int) -> float | None:
     """Alpha by PEFT's settings: a pattern holds for every layer whose name ends in it after a dot."""
-    for pattern, alpha in dict(settings.get("alpha_pattern") or {}).items():
+    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
         if name == pattern or name.endswith("." + pattern):
             return float(alpha)
     alpha = settings.get("lora_alpha")
-    return float(alpha) if isinstance(alpha, int | float) else None
+    return float(alpha) if alpha is not None and is_number(alpha) else None
 
 
 def cut(path: Path, name: str, adapter: Adapter, rule: Rule, network: nn.Module) -> list[tuple[str, Adapter]]:

@@ -73,6 +73,9 @@ def resolve_networks(name: str, task: str, base_model: str | None) -> ModelSourc
     given = require(base_model, "base_model") if base_model else None
     row = find(name, task)
     if row and row.folder:
+        if given and given != row:
+            problem = f"`{name}` is built in and belongs to its own family, not to `{given.name}`"
+            raise UsageError(problem, "leave it out", "base_model")
         return built_in(row)
     if row and row.holds:
         return with_companion(name, row, given)
@@ -149,7 +152,6 @@ def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> M
     """
     folders = {part: folder / part for part in PARTS} | side_folders(folder)
     missing = [part for part in NETWORKS if not folders[part].is_dir()]
-    row = row or BY_NAME.get(str(read_manifest(folder).get("base_model")))
     if missing and row and "transformer" not in missing:  # a fine-tune of the transformer alone
         family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
         folders = {part: path if path.is_dir() else family.folders[part] for part, path in folders.items()}
@@ -160,6 +162,7 @@ def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> M
             "name its family with `base_model`",
             "model",
         )
+    row = row or BY_NAME.get(str(read_manifest(folder).get("base_model")))
     if row is None:
         config = read_config("transformer", folders["transformer"])
         row = row_for(config.in_channels, config.guidance_embeds, task)
