@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mflux.conditions import controlnet, depth, ip_adapter  # noqa: F401  (they add their kinds)
+from mflux.conditions import controlnet, depth, ip_adapter, redux  # noqa: F401  (they add their kinds)
 from mflux.errors import ModelError
 from mflux.models.text_clip import ClipConfig
 from mflux.weights.kinds import KINDS, read_config

@@ -18,6 +18,7 @@ from mflux.cli.commands import BY_NAME
 from mflux.cli.loras import choose_loras
 from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
+from mflux.cli.replay import conditions_of, replayed
 from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, UsageError
 from mflux.paths import check_output, check_output_size, expand
@@ -42,6 +43,7 @@ class Run:
     auto_seeds: int | None = None
     output: str = "image.png"
     batch_size: int | None = None
+    config_from_metadata: str | None = None
     metadata: bool = False
     no_metadata: bool = False
     adapters: Sequence[Sequence[str]] = ()
@@ -90,6 +92,7 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
 
 def draw(command: Command, values: dict[str, Any]) -> None:
     """Check the words, plan, then draw and save picture by picture."""
+    values = replayed(command, values)
     run = Run(**pick(Run, values))
     config, negative = check_config(values)
     if "quantize" in values:
@@ -101,7 +104,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
     targets = output_names(run.output, seeds, len(turns))
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
-    conditions = command.conditions(values)
+    conditions = conditions_of(command, values)
     model, base_model = choose_model(command, run, values.get("base_model"))
     loras = choose_loras(values)
 

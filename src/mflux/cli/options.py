@@ -133,6 +133,11 @@ DRAWING = (
     Option("--force", "Flux1.force", "draw even if the memory forecast says no", {"action": "store_true"}),
 )
 OUTPUTS = (
+    Option(
+        "--config-from-metadata -C",
+        "Run.config_from_metadata",
+        "draw what this picture or .json file was drawn with; other flags change it",
+    ),
     Option("--output", "Run.output", "png, jpg or webp; `{seed}` stands for the seed (default image.png)"),
     Option("--metadata", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}),
     Option("--no-metadata", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),

@@ -12,7 +12,6 @@ import mlx.nn as nn
 
 from mflux.errors import ModelError
 from mflux.models.layers import ACTIVATIONS, GROUP_SIZE
-from mflux.models.siglip import ReduxConfig, ReduxEmbedder, SiglipConfig, SiglipEncoder
 from mflux.models.text_clip import ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig
@@ -59,14 +58,6 @@ KINDS: dict[str, NetworkKind] = {
         {"encoder.embed_tokens.weight": "shared.weight"},
     ),
     "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
-    "image_encoder": NetworkKind(
-        SiglipConfig,
-        SiglipEncoder,
-        r"vision_model\.(head\..*|embeddings\.position_ids)",
-        {},
-        prefix="vision_model.",
-    ),
-    "image_embedder": NetworkKind(ReduxConfig, ReduxEmbedder, r"$^", {}),
 }
 
 
@@ -167,7 +158,7 @@ def check_config(path: Path, config: Any) -> None:
         if sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope):
             sizes = f"{config.axes_dims_rope} should be even and add up to `attention_head_dim`"
             problem = f"`axes_dims_rope` {sizes} {config.attention_head_dim}"
-    elif isinstance(config, ClipConfig | SiglipConfig):
+    elif hasattr(config, "hidden_act"):  # the encoders of CLIP's kind
         if config.hidden_act not in ACTIVATIONS:
             problem = f"`hidden_act` is `{config.hidden_act[:60]}`; known: {', '.join(ACTIVATIONS)}"
         elif config.hidden_size % config.num_attention_heads:
