@@ -227,3 +227,20 @@ def test_help_answers_fast():
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", GENERATE, "--help"], capture_output=True, check=True)
     assert time.perf_counter() - started < 3  # measured: 0.15 s
+
+
+def test_names_tell_seed_number_and_prompt(cli, dev):
+    words = (*dev[:2], "--steps", "1", "--max-sequence-length", "8", "--height", "16", "--width", "16")
+    done = cli(*words, "--seed", "7", "8", "--prompt", "a fox/ “größer”: 狐", "--output", "{index}_{seed}_{prompt}.png")
+    assert done.code == 0 and done.out.split() == ["1_7_a-fox-größer-狐.png", "2_8_a-fox-größer-狐.png"]
+    assert cli(*words, "--seed", "1", "--prompt", "?!", "--output", "{prompt}.png").out == "picture.png\n"
+    long = cli(*words, "--seed", "1", "--prompt", "word " * 50, "--output", "{prompt}.png").out
+    assert len(long) < 70 and long.startswith("word-word")
+
+
+def test_a_file_is_replaced_only_on_request(cli, dev):
+    Path("image.png").write_text("mine")
+    assert cli(*dev).out == "image_1.png\n" and Path("image.png").read_text() == "mine"
+    done = cli(*dev, "--overwrite", "--metadata")
+    assert done.out.split() == ["image.png", "image.json"] and Path("image.png").read_bytes()[1:4] == b"PNG"
+    assert cli(*dev, "--overwrite", "--metadata").out.split() == ["image.png", "image.json"]

@@ -8,6 +8,7 @@ import difflib
 import logging
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -28,6 +29,8 @@ from mflux.weights.catalog import check_name, require
 AUTO_SEED_MAX = 10_000_000
 MAX_SEEDS = 1_000_000
 MAX_PROMPT_BYTES = 1_000_000
+MAX_PROMPT_IN_NAME = 60  # letters
+PLACEHOLDERS = ("{seed}", "{index}", "{prompt}")
 log = logging.getLogger("mflux")
 
 
@@ -43,6 +46,7 @@ class Run:
     seed: Sequence[int] = ()
     auto_seeds: int | None = None
     output: str = "image.png"
+    overwrite: bool = False
     batch_size: int | None = None
     config_from_metadata: str | None = None
     metadata: bool = False
@@ -119,7 +123,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     seeds = choose_seeds(run)
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
-    targets = output_names(run.output, seeds, len(turns))
+    targets = output_names(run.output, seeds, len(turns), prompt)
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = conditions_of(command, values)
     model, base_model = choose_model(command, run, values.get("base_model"))
@@ -150,13 +154,13 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         else:
             pictures = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
         for picture, target in zip(pictures, targets, strict=True):
-            written = picture.save(target, embed_metadata=not run.no_metadata)
+            written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
             bar.say(str(written))
             for name in run.side_files:
-                for side_file in picture.save_artifacts(name, written):
+                for side_file in picture.save_artifacts(name, written, run.overwrite):
                     bar.say(str(side_file))
             if run.metadata:
-                bar.say(str(picture.save_metadata(written.with_suffix(".json"))))
+                bar.say(str(picture.save_metadata(written.with_suffix(".json"), run.overwrite)))
 
 
 def turn_by_turn(
@@ -275,15 +279,21 @@ def prompt_text(raw: bytes, name: str, field: str) -> str:
     return text
 
 
-def output_names(pattern: str, seeds: Sequence[int], turns: int = 0) -> list[str]:
+def output_names(pattern: str, seeds: Sequence[int], turns: int = 0, prompt: str = "") -> list[str]:
     """A file name for each seed, and for each of its turns.  Raises UsageError for an unknown placeholder."""
-    name = pattern.replace("{seed}", "")
-    if "{" in name or "}" in name:
-        raise UsageError(f"`{pattern}` has an unknown placeholder", "`{seed}` is the only one", "output")
-    if "{seed}" in pattern:
-        names = [pattern.replace("{seed}", str(seed)) for seed in seeds]
-    else:
-        names = [ending_in(pattern, f"_seed_{seed}") if len(seeds) > 1 else pattern for seed in seeds]
+    unknown = [each for each in re.findall(r"\{.*?\}|[{}]", pattern) if each not in PLACEHOLDERS]
+    if unknown:
+        known = ", ".join(f"`{each}`" for each in PLACEHOLDERS)
+        raise UsageError(f"`{pattern}` has an unknown placeholder, `{unknown[0]}`", f"known: {known}", "output")
+    words = "-".join(re.findall(r"\w+", prompt))[:MAX_PROMPT_IN_NAME].rstrip("-") or "picture"
+    tells = len(seeds) > 1 and "{seed}" not in pattern and "{index}" not in pattern
+    names = [
+        (ending_in(pattern, f"_seed_{seed}") if tells else pattern)
+        .replace("{seed}", str(seed))
+        .replace("{index}", str(index))
+        .replace("{prompt}", words)
+        for index, seed in enumerate(seeds, 1)
+    ]
     if not turns:
         return names
     return [ending_in(name, f"_turn_{turn}") for name in names for turn in range(1, turns + 1)]

@@ -138,7 +138,8 @@ OUTPUTS = (
         "Run.config_from_metadata",
         "draw what this picture or .json file was drawn with; other flags change it",
     ),
-    Option("--output", "Run.output", "png, jpg or webp; `{seed}` stands for the seed (default image.png)"),
+    Option("--output", "Run.output", "png, jpg or webp; `{seed}`, `{index}`, `{prompt}` in it (default image.png)"),
+    Option("--overwrite", "Run.overwrite", "replace a file of that name", {"action": "store_true"}),
     Option("--metadata", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}),
     Option("--no-metadata", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
 )
