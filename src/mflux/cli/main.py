@@ -16,15 +16,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mflux.cli.commands import BY_NAME, SHORT
+from mflux.cli.commands import BY_NAME, SHORT, given
 from mflux.cli.loras import choose_loras
 from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
 from mflux.cli.replay import conditions_of, replayed
-from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
+from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, UsageError
 from mflux.paths import check_output, check_output_size, expand
-from mflux.weights.catalog import check_name, require
+from mflux.weights.catalog import BITS, check_name, require
 
 AUTO_SEED_MAX = 10_000_000
 MAX_SEEDS = 1_000_000
@@ -117,7 +117,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     run = Run(**pick(Run, values))
     config, negative = check_config(values)
     if "quantize" in values:
-        check_choice("quantize", values["quantize"], QUANTIZE)
+        check_choice("quantize", values["quantize"], BITS)
     if run.batch_size is not None:
         check_number("batch_size", run.batch_size, 1, 1000, whole=True)
     seeds = choose_seeds(run)
@@ -131,11 +131,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
 
     from mflux.engine.flux import Flux1
 
-    options = {
-        name: values[name]
-        for name in ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
-        if name in values
-    }
+    options = given(values, "quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
     flux = Flux1(model, base_model=base_model, task=command.task, **loras, **options)
     rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
