@@ -24,25 +24,41 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mflux.conditions import Fill, ImageToImage, Inpaint, Kontext, MaskedEdit, Redux
+from mflux.conditions import (
+    Control,
+    ControlNet,
+    Fill,
+    ImageToImage,
+    Inpaint,
+    IPAdapter,
+    Kontext,
+    MaskedEdit,
+    Redux,
+)
 from mflux.conditions.redux import siglip_pixels
 from mflux.engine.latents import grid_ids, pack_latents
 from mflux.engine.schedule import read_schedule, strength_start
 from mflux.engine.slots import Condition
 from mflux.engine.tokens import open_clip, open_t5
+from mflux.images.canny import canny
 from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell, of_area, preferred
 from mflux.models.transformer import rope_table
 from mflux.weights.catalog import MEGAPIXEL
 from mflux.weights.files import read_header, read_tensor
+from mflux.conditions.depth import normalised
+from mflux.conditions.ip_adapter import clip_pixels
+from mflux.models.depth_pro import DepthPro, resize_bilinear
 from mflux.weights.kinds import read_config
-from mflux.weights.load import load_network
+from mflux.weights.load import check, load_network
+from mflux.weights.load import fill as fill_network
 from mflux.weights.lora_files import ADAPTABLE, attach, read_lora
 from mflux.weights.resolve import SIDE_PARTS, resolve
 
 Tensors = dict[str, Any]
 DIFFUSERS_SIDE, DIFFUSERS_TEXT = 1024, 512
+GREY_WEIGHTS, GREY_SCALE = np.array([9798, 19235, 3735]), 1 << 15  # cv2.COLOR_RGB2GRAY of 8-bit pixels
 ENCODED = ("input_ids", "last_hidden_state", "pooled")
 MANDATORY = {
     "transformer": ("sample",),
@@ -58,6 +74,13 @@ MANDATORY = {
     "image-to-image": ("latents", "image"),
     "inpaint": ("latents", "image"),
     "fill": ("latents", "image"),
+    "depth-pro": ("canonical_inverse_depth.every4", "field_of_view", "focal_length", "depth", "normalised"),
+    "control": ("latents", "image"),
+    "control-image-to-image": ("latents", "image"),
+    "controlnet": ("latents", "image"),
+    "ip-adapter": ("latents", "image"),
+    "controlnet-image-to-image": ("latents", "image"),
+    "controlnet-inpaint": ("latents", "image"),
     "kontext": ("latents", "image"),
     "kontext-inpaint": ("latents", "image"),
     "redux": ("latents", "image"),
@@ -85,6 +108,11 @@ class Case:
 
     def path(self, name: str) -> Path:
         return self.folder / self.spec["inputs"][name]
+
+    def paths(self, name: str) -> list[Path]:
+        """The files of an input that may be a list."""
+        names = self.spec["inputs"][name]
+        return [self.folder / each for each in ([names] if isinstance(names, str) else names)]
 
     def tensor(self, name: str) -> mx.array | None:
         """A tensor input; None where the case has none of this name."""
@@ -218,7 +246,11 @@ def image_to_image(case: Case) -> Tensors:
 
 
 def inpaint(case: Case) -> Tensors:
-    condition = Inpaint(
+    return draw(case, [repaint(case)], {"guidance": 7.0})
+
+
+def repaint(case: Case) -> Inpaint:
+    return Inpaint(
         case.path("image"),
         case.path("mask"),
         strength=case.args.get("strength", 0.6),
@@ -226,7 +258,6 @@ def inpaint(case: Case) -> Tensors:
         latent_mask="nearest",
         crop=case.args.get("padding_mask_crop"),
     )
-    return draw(case, [condition], {"guidance": 7.0})
 
 
 def fill(case: Case) -> Tensors:
@@ -234,6 +265,129 @@ def fill(case: Case) -> Tensors:
     if "strength" in case.args:
         conditions.insert(0, ImageToImage(case.path("image"), strength=case.args["strength"]))
     return draw(case, conditions, {"guidance": 30.0, "num_inference_steps": 50})
+
+
+def canny_edges(case: Case) -> Tensors:
+    rgb, (low, high) = open_picture(case.path("image"), "image").rgb, (case.args["low"], case.args["high"])
+    grey = ((rgb.astype(np.int64) @ GREY_WEIGHTS + GREY_SCALE // 2) // GREY_SCALE).astype(np.uint8)
+    found = {"grey": grey, "edges": canny(rgb, low, high), "edges_grey": canny(grey, low, high)}
+    return found | {"edges_50_200": canny(rgb, 50, 200), "edges_grey_50_200": canny(grey, 50, 200)}
+
+
+def depth_pro(case: Case) -> Tensors:
+    network = DepthPro(read_config("depth_pro", case.model()), field_of_view=True)
+    network = fill_network(network, check("depth_pro", case.model(), network), None, None)
+    pixels, size = mx.array(to_pixels(open_picture(case.path("image"), "image").rgb)), network.config.image_size
+    found, (height, width) = network(pixels), case.args["target_size"]
+    assert found.field_of_view is not None
+    focal = focal_length(found.field_of_view, width)
+    inverse = metric_inverse(found.canonical, width, focal, height)
+    return {
+        "canonical_inverse_depth.every4": found.canonical[None, ::4, ::4],
+        "pixel_values.every8": resize_bilinear(pixels.transpose(0, 2, 3, 1), size, size).transpose(0, 3, 1, 2)[
+            ..., ::8, ::8
+        ],
+        "field_of_view": found.field_of_view,
+        "focal_length": focal,
+        "depth": 1 / inverse,
+        "normalised": normalised(np.array(inverse)),
+    }
+
+
+def depth_pro_postprocess(case: Case) -> Tensors:
+    canonical, (height, width) = case.needed("canonical_inverse_depth"), case.args["target_size"]
+    focal = focal_length(case.needed("field_of_view"), width)
+    pairs = zip(canonical, focal, strict=True)
+    own = mx.array([1.0]) * width  # a focal length of the width changes nothing
+    return {
+        "focal_length": focal,
+        "inverse_depth": mx.stack([metric_inverse(each, width, length, height) for each, length in pairs]),
+        "inverse_depth_without_fov": mx.stack([metric_inverse(each, width, own, height) for each in canonical]),
+    }
+
+
+def focal_length(field_of_view: mx.array, width: int) -> mx.array:
+    """In px of a picture of this width.  field_of_view: degrees."""
+    return 0.5 * width / mx.tan(mx.radians(field_of_view) / 2)
+
+
+def metric_inverse(canonical: mx.array, width: int, focal: mx.array, height: int) -> mx.array:
+    """Inverse depth in 1/m, (height, width), clipped as in transformers."""
+    inverse = resize_bilinear((canonical * (width / focal))[None, :, :, None], height, width)[0, :, :, 0]
+    return mx.clip(inverse, 1e-4, 1e4)
+
+
+def control(case: Case) -> Tensors:
+    return draw(case, [Control(case.path("control_image"))], {})
+
+
+def control_image_to_image(case: Case) -> Tensors:
+    start = ImageToImage(case.path("image"), strength=case.args.get("strength", 0.6))
+    return draw(case, [start, Control(case.path("control_image"))], {"guidance": 7.0})
+
+
+def controlnets(case: Case) -> list[Condition]:
+    """The ControlNets of a case; one of them with several pictures is that one several times, as in diffusers."""
+    args, pictures = case.args, case.paths("control_image")
+    names = [args["controlnet"]] if isinstance(args["controlnet"], str) else args["controlnet"]
+    defaults = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
+
+    def value(name: str, index: int) -> Any:
+        return each(args.get(name, defaults.get(name)), index)
+
+    return [
+        ControlNet(
+            picture,
+            str(case.model(names[min(index, len(names) - 1)])),
+            strength=value("controlnet_conditioning_scale", index),
+            mode=value("control_mode", index),
+            start=value("control_guidance_start", index),
+            end=value("control_guidance_end", index),
+        )
+        for index, picture in enumerate(pictures)
+    ]
+
+
+def controlnet(case: Case) -> Tensors:
+    return draw(case, controlnets(case), {"guidance": 7.0})
+
+
+def controlnet_image_to_image(case: Case) -> Tensors:
+    start = ImageToImage(case.path("image"), strength=case.args.get("strength", 0.6))
+    return draw(case, [start, *controlnets(case)], {"guidance": 7.0})
+
+
+def controlnet_inpaint(case: Case) -> Tensors:
+    return draw(case, [repaint(case), *controlnets(case)], {"guidance": 7.0})
+
+
+def controlnet_forward(case: Case) -> Tensors:
+    network = load_network("controlnet", case.model())
+    table = network.modulate(case.needed("timestep"), case.tensor("guidance"), case.needed("pooled_projections"))
+    mode = case.args.get("control_mode")
+    texts = [np.zeros((1, 3))] * (mode is not None) + [np.array(case.needed("txt_ids"))]
+    rope = rope_table(np.concatenate([*texts, np.array(case.needed("img_ids"))]), network.config.axes_dims_rope)
+    tokens = (case.needed(name) for name in ("hidden_states", "controlnet_cond", "encoder_hidden_states"))
+    found = network(*tokens, table, rope, mode)
+    scale = case.args.get("conditioning_scale", 1.0)
+    joint = {f"block.{index}": scale * residual for index, residual in enumerate(found.joint)}
+    return joint | {f"single_block.{index}": scale * residual for index, residual in enumerate(found.single)}
+
+
+def clip_vision(case: Case) -> Tensors:
+    network = load_network("clip_vision", case.model())
+    pixels = clip_pixels(open_picture(case.path("image"), "image").rgb, network.config.image_size)
+    return {"pixel_values": pixels, "image_embeds": network(mx.array(pixels))}
+
+
+def ip_adapter(case: Case) -> Tensors:
+    adapter = IPAdapter(
+        case.path("ip_adapter"),
+        embeds=case.needed("ip_embeds"),
+        negative_embeds=case.needed("negative_ip_embeds"),
+        scale=case.args.get("ip_adapter_scale", 1.0),
+    )
+    return draw(case, [adapter], {})
 
 
 def kontext(case: Case) -> Tensors:
@@ -316,7 +470,8 @@ def draw(
     )
     flux = flux or Flux1(str(case.model()))
     if args.get("posterior") == "sample":
-        roles = {"image": case.tensor("vae_noise"), "masked": case.tensor("masked_vae_noise")}
+        roles = {"image": "vae_noise", "masked": "masked_vae_noise", "control": "control_vae_noise"}
+        roles = {role: case.tensor(name) for role, name in roles.items()}
         flux.posterior_noise = {role: noise for role, noise in roles.items() if noise is not None}
     noise = case.tensor("noise") if "noise" in case.spec["inputs"] else case.tensor("latents")
     prompts = args["prompt"] if isinstance(args["prompt"], list) else [args["prompt"]]
@@ -360,6 +515,17 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "image-to-image": image_to_image,
     "inpaint": inpaint,
     "fill": fill,
+    "canny": canny_edges,
+    "depth-pro": depth_pro,
+    "depth-pro-postprocess": depth_pro_postprocess,
+    "control": control,
+    "control-image-to-image": control_image_to_image,
+    "controlnet": controlnet,
+    "controlnet-image-to-image": controlnet_image_to_image,
+    "controlnet-inpaint": controlnet_inpaint,
+    "controlnet-forward": controlnet_forward,
+    "clip-vision": clip_vision,
+    "ip-adapter": ip_adapter,
     "kontext": kontext,
     "kontext-inpaint": kontext_inpaint,
     "kontext-sizes": kontext_sizes,

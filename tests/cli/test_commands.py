@@ -14,11 +14,17 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
 from mflux.cli.main import Run
+from mflux.cli.outpaint_canvas import OutpaintCanvas
+from mflux.cli.paint_mask import PaintMask
+from mflux.cli.save_depth import SaveDepth
 from mflux.engine.request import Request
 from mflux.weights.save import Saving
 
 READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Saving": Saving}
-READERS["Asked"] = make_dataclass("Asked", ("file", "model", "action", "paths"))  # read straight from the values
+READERS["Asked"] = make_dataclass(
+    "Asked", ("file", "model", "action", "paths", "shell", "folder")
+)  # read straight from the values
+READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 
 
@@ -33,7 +39,7 @@ def test_each_flag_is_read_by_the_class_it_names(command):
         for reads in option.reads.split():
             owner, field = reads.split(".")
             assert field in readable(owner), f"nobody reads {option.flags}"
-            assert field == option.name
+            assert option.name == (reads if option.qualified else field)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
@@ -50,7 +56,8 @@ def test_no_flag_is_there_twice(command):
             "mflux-generate",
             "--prompt --prompt-file --negative-prompt --true-cfg --model --path --output --seed --auto-seeds --height "
             "--width --steps --guidance --quantize --image-path --image-strength --mask-path --vae-tiling "
-            "--max-sequence-length --noise --batch-size --metadata --no-metadata",
+            "--max-sequence-length --noise --batch-size --metadata --no-metadata --ip-adapter --ip-adapter-image "
+            "--ip-adapter-scale",
         ),
         (
             "mflux-generate-fill",
@@ -82,6 +89,20 @@ def test_no_flag_is_there_twice(command):
         ("mflux-generate-in-context", "--image-path --reference-image --lora-style --layout --save-full-image"),
         ("mflux-generate-in-context-catvton", "--person-image --person-mask --garment-image --save-full-image"),
         ("mflux-generate-in-context-edit", "--reference-image --image-path --instruction --save-full-image"),
+        (
+            "mflux-generate-canny",
+            "--image-path --canny-image-path --save-canny --canny-low --canny-high --seed --model --fit",
+        ),
+        ("mflux-generate-depth", "--image-path --depth-image-path --save-depth-map --seed --model --guidance --fit"),
+        ("mflux-outpaint-canvas", "--image-outpaint-padding"),
+        ("mflux-mask", "--output --port"),
+        ("mflux-upscale", "--controlnet-image-path --controlnet-strength --height --width --guidance --vae-tiling"),
+        ("mflux-save-depth", "--image-path --output --quantize -q"),
+        (
+            "mflux-generate-controlnet",
+            "--controlnet-image-path --controlnet-model --controlnet-strength --control-mode --control-start "
+            "--control-end --control-map --controlnet-save-canny --canny-low --canny-high --model --seed --fit",
+        ),
     ],
 )
 def test_the_flags_of_the_contract_are_there(command, flags):

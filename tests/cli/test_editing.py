@@ -174,7 +174,7 @@ def test_concepts_of_a_picture_need_no_prompt(on, files):
         ("mflux-generate-rf-inversion", (), "`--image-path` is missing"),
         ("mflux-generate-fluxspace", ("--edit-prompt", "red", "--eta", "1"), "`--image-path` is missing"),
         ("mflux-concept", (), "`--concepts` is missing"),
-        ("mflux-concept", ("--concept", "a", "--concepts", "b"), "`--concept`: both name concepts"),
+        ("mflux-concept", ("--concept", "a", "--concepts", "b"), "`--concepts` is given twice"),
         ("mflux-concept-from-image", ("--concepts", "a"), "`--input-image-path` is missing"),
     ],
 )
@@ -279,8 +279,8 @@ def test_fill_edits_and_paints_around(on, files):
     ("flags", "error", "hint"),
     [
         (
-            ("--outpaint-padding", "0,0,0"),
-            "`--outpaint-padding`: '0,0,0' has 3 parts, not 4",
+            ("--outpaint-padding", "0,0,0,0,0"),
+            "`--outpaint-padding`: '0,0,0,0,0' has 5 parts, not 1 to 4",
             "give top, right, bottom, left in px or per cent, for example `0,25%,0,25%`",
         ),
         (("--edit-mode", "beside"), "`--edit-mode`: 'beside' is unknown", "choose one of `channels`, `spatial`"),

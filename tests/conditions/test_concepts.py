@@ -8,6 +8,7 @@ from PIL import Image
 from mflux import Config, UsageError
 from mflux.conditions import Concepts, Kontext
 from mflux.conditions.concepts import MapMean, concept_layers, shares
+from mflux.images.picture import from_pixels, to_pixels
 
 CONFIG = Config(num_inference_steps=3, max_sequence_length=16, height=48, width=64)
 COARSE = np.random.default_rng(3).integers(0, 256, (6, 8, 3), np.uint8)
@@ -104,13 +105,23 @@ def test_a_picture_of_one_s_own_is_looked_into_in_one_step(flux):
     assert steps == [0.0]
     other = draw(flux, Concepts(WORDS, image=255 - PICTURE)).artifacts["maps"]["red"]
     assert np.abs(looked.artifacts["maps"]["red"] - other).max() > 1e-5
-    again = flux._encode(mx.array((PICTURE / 127.5 - 1).astype(np.float32).transpose(2, 0, 1)[None]), "image", False)
-    assert np.abs(np.asarray(looked.image, float) - np.asarray(flux_decoded(flux, again), float)).max() <= 1
+    again = flux._encode(mx.array(to_pixels(PICTURE)), "image", False)
+    plain = from_pixels(np.array(flux.parts.get("vae").decode(again, False)))[0]
+    assert np.abs(np.asarray(looked.image, int) - plain.astype(int)).max() <= 1
 
 
-def flux_decoded(flux, grid):
-    pixels = np.array(flux.parts.get("vae").decode(grid, False))
-    return np.rint(255 * np.clip(pixels[0].transpose(1, 2, 0) * 0.5 + 0.5, 0, 1))
+def test_a_picture_can_be_looked_into_at_steps_of_a_run_and_several_times(flux):
+    def levels(**settings):
+        plan = flux.plan(3, "x", CONFIG, conditions=[Concepts(WORDS, image=PICTURE, **settings)])
+        return plan.sigmas, plan.notes
+
+    schedule = flux.plan(3, "x", CONFIG).sigmas
+    note = ("a picture is looked into through one noise level: its steps are not run",)
+    assert levels() == ((0.5, 0.0), note)
+    assert levels(noise_level=0.3, samples=3) == ((0.3, 0.3, 0.3, 0.0), note)
+    assert levels(steps=[2, 0]) == ((schedule[0], schedule[2], 0.0), ())
+    once, twice = (maps(flux, WORDS, image=PICTURE, samples=samples) for samples in (1, 2))
+    assert np.abs(once - twice).max() > 1e-6  # the second look has noise of its own
 
 
 def test_the_default_layers_are_flux_s_15_to_18_and_never_one_alone():
@@ -130,6 +141,8 @@ def test_the_default_layers_are_flux_s_15_to_18_and_never_one_alone():
         (Concepts(WORDS, steps=[3]), "3 is out of range"),
         (Concepts(WORDS, space="value"), "'value' is unknown"),
         (Concepts(WORDS, image=PICTURE, noise_level=0), "0 is out of range"),
+        (Concepts(WORDS, image=PICTURE, samples=9), "9 is out of range"),
+        (Concepts(WORDS, image=PICTURE, noise_level=0.4, steps=[0]), "`steps` says which noise"),
         (Concepts(WORDS, image="/no/such.png"), "there is no file"),
     ],
 )

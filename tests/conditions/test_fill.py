@@ -129,8 +129,8 @@ def test_a_padding_is_px_or_a_share_of_the_side(padding, expected):
 @pytest.mark.parametrize(
     ("padding", "message"),
     [
-        ("1,2,3", "'1,2,3' has 3 parts, not 4"),
-        ("", "'' has 1 parts, not 4"),
+        ("1,2,3,4,5", "'1,2,3,4,5' has 5 parts, not 1 to 4"),
+        ("", "'' is no length"),
         ("0,0,0,0", "adds nothing"),
         ("-5,0,0,0", "'-5' is no length"),
         ("1.5,0,0,0", "is no length"),

@@ -10,6 +10,7 @@ from PIL import Image
 from mflux import Config, UsageError
 from mflux.conditions import FluxSpace, Kontext, Redux
 from mflux.conditions.fluxspace import Edit, attention_to, direction, moved, moved_pooled
+from mflux.engine.denoise import At
 from mflux.engine.network import Network
 from mflux.engine.slots import EncodedText, Inputs, Run
 from mflux.models import transformer
@@ -123,9 +124,12 @@ def editor(flux, condition):
     plan = flux.plan(3, "a fox", CONFIG, conditions=[condition])
     branches, (prepared,) = flux._prepare(plan)
     network, noise = Network(flux.parts.get("transformer"), 48, 64, Inputs()), normal(1, 12, 64)
-    hooks = prepared.bind(Run(plan, noise, None, (3,), branches, lambda: network))
-    at = type("At", (), {"index": 0, "sigma": plan.sigmas[0]})
-    return hooks.edit_attention(at, branches[0]), network, branches[0], noise
+    hooks = prepared.bind(run_of(plan, noise, branches, network))
+    return hooks.edit_attention(At(0, plan.sigmas[0], 0.5), 0), network, branches[0], noise
+
+
+def run_of(plan, noise, branches, network):
+    return Run(plan, noise, branches, network.inputs, None, (3,), lambda: network, lambda: noise)
 
 
 def text(key):
@@ -236,8 +240,8 @@ def test_reference_tokens_are_not_edited(random_flux):
     plan = flux.plan(3, "a fox", CONFIG, conditions=[Kontext(picture, fit="own"), condition])
     branches, (references, prepared) = flux._prepare(plan)
     network = Network(flux.parts.get("transformer"), 48, 64, references.inputs)
-    hooks = prepared.bind(Run(plan, normal(1, 12, 64), None, (3,), branches, lambda: network))
-    edit = hooks.edit_attention(type("At", (), {"index": 0, "sigma": 1.0}), branches[0])
+    hooks = prepared.bind(run_of(plan, normal(1, 12, 64), branches, network))
+    edit = hooks.edit_attention(At(0, 1.0, 0.5), 0)
 
     def keep(view, out):
         seen.append((np.array(out), np.array(edit(view, out))))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mflux import Config, UsageError
-from mflux.conditions import FluxSpace, Inpaint, RFInversion
+from mflux.conditions import Concepts, FluxSpace, ImageToImage, Inpaint, RFInversion
 from mflux.engine.denoise import At, integrate
 from mflux.engine.slots import Run
 from mflux.models.transformer import FluxTransformer
@@ -46,10 +46,10 @@ class Toy:
     guidance: float | None = None
 
     def velocity(self, branch, latents, sigma):
-        return self.of(latents, float(sigma[0]))
+        return self.of(latents, sigma)
 
     def run(self, noise):
-        return Run(self, noise, None, (3,), (), lambda: self)
+        return Run(self, noise, (), None, None, (3,), lambda: self, lambda: noise)
 
     def inverted(self, condition, clean, noise):
         return list(replace(condition, cache=False).inverted(clean, None, self.run(noise)))
@@ -75,7 +75,7 @@ def gaussian(x, sigma):
 
 def test_gamma_0_is_the_plain_euler_inversion_to_the_bit():  # R1
     clean, noise, toy = normal(1, 5, 4), normal(1, 5, 4, key=1), Toy(gaussian, even(6))
-    *_, plain = integrate(lambda x, at: toy.velocity(None, x, mx.array([at.sigma])), clean, toy.sigmas[::-1])
+    *_, plain = integrate(lambda x, at: toy.velocity(None, x, at.sigma), clean, toy.sigmas[::-1])
     assert mx.array_equal(toy.inverted(RFInversion(PICTURE, gamma=0), clean, noise)[-1].latents, plain.latents)
 
 
@@ -191,10 +191,35 @@ def test_the_stochastic_form_s_noise_comes_from_seed_and_step():
     assert not stirred.noise_after(run)[0](mx.zeros((2, 5, 4)), At(5, 0.2, 0.0)).any()
 
 
-def test_it_does_not_go_with_another_start(flux):
-    mask = np.full((48, 64), 255, np.uint8)
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("turned", [False, True])
+def test_inpainting_pins_the_unpainted_part_with_the_inverted_noise(flux, start, turned):
+    """Between the steps it lies on the line from the picture to the noise that the picture inverts to."""
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:, :16] = 255
+    invert, paint = RFInversion(PICTURE, start=start, eta=0), Inpaint(PICTURE, mask)
+    seen, pair = {}, [paint, invert] if turned else [invert, paint]
+    draw(flux, *pair, on_step=lambda p: seen.update({p.done: (p.sigma, np.array(p.latents))}))
+    calls = 4 - start
+    level, begun = seen[calls]
+    clean = seen[2 * calls][1]
+    inverted = (begun - (1 - level) * clean) / level
+    painted = np.arange(12) % 4 == 0
+    for done in range(calls + 1, 2 * calls):
+        sigma, drawn = seen[done]
+        there = (1 - sigma) * clean + sigma * inverted
+        assert np.abs(drawn - there)[:, ~painted].max() < 1e-4
+        assert np.abs(drawn - there)[:, painted].max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "other", [ImageToImage(PICTURE, 0.5), RFInversion(PICTURE), Concepts(["red", "star"], image=PICTURE)]
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_it_does_not_go_with_another_start(flux, other, turned):
+    pair = [other, RFInversion(PICTURE)] if turned else [RFInversion(PICTURE), other]
     with pytest.raises(UsageError, match="both make the first latents"):
-        flux.plan(3, "x", CONFIG, conditions=[RFInversion(PICTURE), Inpaint(PICTURE, mask)])
+        flux.plan(3, "x", CONFIG, conditions=pair)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    FluxControlPipeline,
     FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
@@ -31,6 +34,7 @@ from safetensors.numpy import save_file
 from mflux.images.sizes import of_area
 
 MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
+ADAPTER = MODELS.parent / "cases" / "ip-adapter" / "ip_adapter.safetensors"
 WORDS = ("a frozen,", "silver", "Fox", "isn't", "drawing", "47", "old", "lanterns;", "it's", "(poster)", "Ünïcode", "!")
 SIDES = (16, 32, 48, 64, 80, 100)
 TEXT_TOKENS = 512  # of the prior, always
@@ -189,6 +193,66 @@ def redux(chance: random.Random, folder: Path) -> dict[str, Any]:
     return spec("redux", "dev", args | {"redux": "redux"}, inputs, out, folder)
 
 
+def control(chance: random.Random, folder: Path) -> dict[str, Any]:
+    """A map of any size, stretched."""
+    args = common(chance) | {"posterior": "mode"}
+    image = picture(chance, chance.randint(20, 120), chance.randint(20, 120), "RGB")
+    image.save(folder / "control_image.png")
+    latents = noises(chance, args, packed=True)
+    save_file({"latents": latents.numpy()}, folder / "inputs.safetensors")
+    out = call(FluxControlPipeline.from_pretrained(MODELS / "control"), args, control_image=image, latents=latents)
+    inputs = {"latents": "inputs.safetensors", "control_image": "control_image.png"}
+    return spec("control", "control", args, inputs, out, folder)
+
+
+def controlnet(chance: random.Random, folder: Path) -> dict[str, Any]:
+    """One to three ControlNets, with modes and windows of their own.  Their maps have the size that is drawn: diffusers
+    takes the size of the maps."""
+    args = common(chance) | {"posterior": "mode"} | maybe_negative(chance)
+    args["height"], args["width"] = floored(args)
+    # The one with single blocks first: behind one without, diffusers drops its single-block residuals.
+    names = sorted(chance.choice(("controlnet", "controlnet-union")) for _ in range(chance.choice((1, 1, 2, 3))))
+    starts = [chance.choice((0.0, 0.2, 0.5)) for _ in names]
+    ends = [chance.choice((0.6, 0.8, 1.0)) for _ in names]
+    modes = [chance.randrange(5) if name == "controlnet-union" else None for name in names]
+    # diffusers hands a mode to every net of several; those without modes ignore it, but not None.
+    modes = modes if len(names) == 1 else [0 if mode is None else mode for mode in modes]
+    images = [picture(chance, args["height"], args["width"], "RGB") for _ in names]
+    files = [f"control_image-{index}.png" for index in range(len(names))]
+    for file, image in zip(files, images, strict=True):
+        image.save(folder / file)
+    latents = noises(chance, args, packed=True)
+    save_file({"latents": latents.numpy()}, folder / "inputs.safetensors")
+    nets = [FluxControlNetModel.from_pretrained(MODELS / name) for name in names]
+    pipeline = FluxControlNetPipeline.from_pretrained(MODELS / "dev", controlnet=nets if len(nets) > 1 else nets[0])
+    values = {"controlnet_conditioning_scale": [chance.choice((0.3, 0.7, 1.2)) for _ in names]}
+    values |= {"control_guidance_start": starts, "control_guidance_end": ends, "control_mode": modes}
+    if len(names) == 1:
+        values = {name: each[0] for name, each in values.items()}
+    out = call(pipeline, args | values, control_image=images if len(nets) > 1 else images[0], latents=latents)
+    inputs = {"latents": "inputs.safetensors", "control_image": files}
+    return spec("controlnet", "dev", args | values | {"controlnet": names}, inputs, out, folder)
+
+
+def ip_adapter(chance: random.Random, folder: Path) -> dict[str, Any]:
+    """Vectors of one to three pictures, a scale for all blocks or one for each."""
+    args = common(chance) | maybe_negative(chance)
+    shutil.copyfile(ADAPTER, folder / ADAPTER.name)
+    generator = torch.Generator().manual_seed(chance.getrandbits(32))
+    embeds, negative = (torch.randn((1, chance.randint(1, 3), 24), generator=generator) for _ in range(2))
+    latents = noises(chance, args, packed=True)
+    tensors = {"latents": latents, "ip_embeds": embeds, "negative_ip_embeds": negative}
+    save_file({name: tensor.numpy() for name, tensor in tensors.items()}, folder / "inputs.safetensors")
+    pipeline = FluxPipeline.from_pretrained(MODELS / "dev")
+    pipeline.load_ip_adapter(folder, weight_name=ADAPTER.name, image_encoder_pretrained_model_name_or_path=None)
+    scale = chance.choice((0.5, 1.0, [0.9, 0.2]))
+    pipeline.set_ip_adapter_scale([scale] if isinstance(scale, list) else scale)
+    seen = {"ip_adapter_image_embeds": [embeds], "negative_ip_adapter_image_embeds": [negative]}
+    out = call(pipeline, args, latents=latents, **seen)
+    inputs = dict.fromkeys(tensors, "inputs.safetensors") | {"ip_adapter": ADAPTER.name}
+    return spec("ip-adapter", "dev", args | {"ip_adapter_scale": scale}, inputs, out, folder)
+
+
 def maybe_negative(chance: random.Random) -> dict[str, Any]:
     if chance.random() < 0.6:
         return {}
@@ -210,6 +274,9 @@ MAKERS: dict[str, Callable[[random.Random, Path], dict[str, Any]]] = {
     "kontext": kontext,
     "kontext-inpaint": kontext_inpaint,
     "redux": redux,
+    "control": control,
+    "controlnet": controlnet,
+    "ip-adapter": ip_adapter,
     "fill": lambda chance, folder: with_picture("fill", FluxFillPipeline, chance, folder),
 }
 

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mflux.conditions import controlnet, depth, ip_adapter, redux  # noqa: F401  (they add their kinds)
 from mflux.errors import ModelError
 from mflux.models.text_clip import ClipConfig
 from mflux.weights.kinds import KINDS, read_config
 from mflux.weights.load import check, expected_shapes, load_network
 
-PARTS = tuple(KINDS)
+PARTS = tuple(part for part in KINDS if part != "ip_adapter")  # that one is always a single file
+BESIDE = {"controlnet": "controlnet", "depth_pro": "depth-pro", "clip_vision": "clip-vision"}  # no part of a model
 SIZE_KEYS = {
     "transformer": "num_layers",
     "text_encoder": "hidden_size",
     "vae": "sample_size",
+    "controlnet": "num_layers",
+    "depth_pro": "fusion_hidden_size",
+    "clip_vision": "hidden_size",
     "image_encoder": "hidden_size",
     "image_embedder": "redux_dim",
 }
@@ -26,6 +31,8 @@ SIZE_KEYS = {
 @pytest.fixture
 def model(oracle_model, tmp_path):
     folder = hostile.copy_model(oracle_model("dev"), tmp_path / "model")
+    for part, name in BESIDE.items():
+        hostile.copy_model(oracle_model(name), folder / part)
     shutil.copytree(oracle_model("redux"), folder, dirs_exist_ok=True)
     return folder
 

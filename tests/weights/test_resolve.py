@@ -227,3 +227,23 @@ def test_a_single_file_takes_its_other_parts_from_its_family(oracle_model, tmp_p
 def test_a_name_that_nothing_can_have_is_refused(name):
     with pytest.raises(UsageError):
         resolve(name)
+
+
+@pytest.mark.parametrize("name", ["tiny/fill", "tiny/depth", "tiny/controlnet"])
+def test_a_built_in_model_that_is_not_trained_yet_says_so(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("mflux.weights.resolve.BUILT_IN", tmp_path)
+    with pytest.raises(ModelError, match=f"`{name}` is not trained yet"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "row"),
+    [
+        ("dev", "upscaler", "dev-upscaler"),
+        ("dev", "fill", "dev"),
+        ("schnell", "upscaler", "schnell"),
+        ("tiny", "fill", "tiny/fill"),
+    ],
+)
+def test_a_bare_name_means_its_task_s_row_only_where_the_weights_are_the_same_or_built_in(name, task, row):
+    assert catalog.find(name, task).name == row

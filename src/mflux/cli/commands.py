@@ -1,14 +1,33 @@
 """The commands, as one table."""
 
+import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from mflux.cli.options import LORAS, SHARED, Command, Option, Values, place, real, whole
-from mflux.engine.request import QUANTIZE
+from mflux.cli.options import LORAS, SHARED, Command, Option, Values, place, quantize, real, whole
 from mflux.errors import UsageError
 
 
 def generate_conditions(values: Values) -> tuple[Any, ...]:
+    return (*start_conditions(values), *adapter_conditions(values))
+
+
+def adapter_conditions(values: Values) -> tuple[Any, ...]:
+    """The IP-Adapter, where one is given."""
+    given = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("IPAdapter.")}
+    if not given:
+        return ()
+    for name, flag in (("file", "--ip-adapter"), ("image", "--ip-adapter-image")):
+        if name not in given:
+            raise UsageError(f"`{flag}` is missing", "give the adapter's file and a picture for it")
+    from mflux import conditions
+
+    return (conditions.IPAdapter(**given),)
+
+
+def start_conditions(values: Values) -> tuple[Any, ...]:
+    """Image-to-image or inpainting, where a picture is given."""
     image, mask, strength = values.get("image"), values.get("mask"), values.get("image_strength")
     if image is None:
         for name, given in (("mask", mask), ("image_strength", strength)):
@@ -28,12 +47,13 @@ RF_INVERSION = ("image", "gamma", "eta", "eta_start", "eta_stop", "eta_schedule"
 MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
 
 
-FULL_IMAGE = Option(
-    "--save-full-image",
-    "Run.side_files",
-    "also write both panels as <name>_full.png",
-    {"action": "append_const", "const": "full"},
-)
+def side_file(flag: str, artifact: str, what: str) -> Option:
+    """A flag that also writes a picture which the run makes besides."""
+    words = f"also write {what} as <name>_{artifact}.png"
+    return Option(flag, "Run.side_files", words, {"action": "append_const", "const": artifact})
+
+
+FULL_IMAGE = side_file("--save-full-image", "full", "both panels")
 
 
 def fill_conditions(values: Values) -> tuple[Any, ...]:
@@ -104,27 +124,27 @@ def rf_inversion_conditions(values: Values) -> tuple[Any, ...]:
 
 
 def concept_conditions(values: Values) -> tuple[Any, ...]:
-    if "concept" in values and "names" in values:
-        raise UsageError("both name concepts", "give all of them to `--concepts`", "concept")
-    names = [values["concept"]] if "concept" in values else values.get("names", ())
-    if not names:
-        raise UsageError("`--concepts` is missing", "say what to look for: `--concepts circle star`")
-    from mflux import conditions
-
-    fields = {"background": ["background"]} | given(values, "background", "layers", "steps", "space", "noise_level")
-    return (conditions.Concepts(names, **fields, **given(values, "image")),)
+    return (*start_conditions(values), concepts_of(values))
 
 
 def concept_from_image_conditions(values: Values) -> tuple[Any, ...]:
     needed(values, "give the picture to look into", image="--input-image-path")
-    return concept_conditions(values)
+    return (concepts_of(values, "image", "noise_level", "samples"),)
+
+
+def concepts_of(values: Values, *fields: str) -> Any:
+    needed(values, "say what to look for: `--concepts circle star`", names="--concepts")
+    from mflux import conditions
+
+    settings = {"background": ["background"]} | given(values, "background", "layers", "steps", "space", *fields)
+    return conditions.Concepts(values["names"], **settings)
 
 
 def fluxspace_conditions(values: Values) -> tuple[Any, ...]:
     needed(values, "say what to bring in, best in one word: `--edit-prompt striped`", edits="--edit-prompt")
     from mflux import conditions
 
-    edits = [edit_of(words) for words in values["edits"]]
+    edits = [edit_of(words) if all(isinstance(word, str) for word in words) else words for words in values["edits"]]
     inversion = given(values, *RF_INVERSION)
     if inversion:
         needed(values, "give the picture to edit, or leave out what belongs to its inversion", image="--image-path")
@@ -149,6 +169,16 @@ def as_number(word: str) -> float | None:
         return None
 
 
+START = (
+    Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
+    Option(
+        "--image-strength",
+        "ImageToImage.image_strength Inpaint.image_strength",
+        "0 to below 1; higher stays closer to the picture (default 0.4; with a mask: 0)",
+        {"type": real},
+    ),
+    Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
+)
 INVERSION = (
     Option("--image-path", "RFInversion.image", "the picture to edit"),
     Option(
@@ -171,8 +201,7 @@ INVERSION = (
     Option("--eta-power", "RFInversion.eta_power", "of decay: 0 (constant) to 10 (default 1)", {"type": real}),
 )
 CONCEPTS = (
-    Option("--concepts", "Concepts.names", "what to look for", {"nargs": "+"}),
-    Option("--concept", "Run.concept", "the same, for a single one"),
+    Option("--concepts --concept", "Concepts.names", "what to look for", {"nargs": "+"}),
     Option(
         "--background-concepts",
         "Concepts.background",
@@ -183,6 +212,12 @@ CONCEPTS = (
         "--heatmap-layer-indices",
         "Concepts.layers",
         "joint blocks to read (default: the last fifth)",
+        {"type": whole, "nargs": "+"},
+    ),
+    Option(
+        "--heatmap-timesteps",
+        "Concepts.steps",
+        "steps to read (default: all; of a picture that exists: one noise level)",
         {"type": whole, "nargs": "+"},
     ),
     Option("--space", "Concepts.space", "compare attention outputs (output, default) or queries with keys (cross)"),
@@ -202,6 +237,78 @@ def given(values: Values, *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
+def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ...]:
+    """For a model that reads one kind of map; own_map: the flag of a map that is there already."""
+    if ("image" in values) == ("source" in values):
+        problem = "both kinds of control image are given" if "image" in values else "there is no control image"
+        raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
+    if "image" in values and "side_files" in values:
+        raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
+    from mflux import conditions
+
+    names = ("image", "source", "canny_low", "canny_high", "depth_model", "fit")
+    return (conditions.Control(kind=kind, **given(values, *names)),)
+
+
+def controlnet_conditions(values: Values) -> tuple[Any, ...]:
+    """One ControlNet a picture: those to make a map from, then the maps.  Other lists are paired with them in order."""
+    pictures = [(name, picture) for name in ("source", "image") for picture in values.get(name, ())]
+    if not pictures:
+        hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
+        raise UsageError("there is no control image", hint)
+    if "source" not in values:
+        for name in ("side_files", "canny_low", "canny_high", "depth_model"):
+            if name in values:
+                raise UsageError(
+                    "there are no edges to find", "give `--controlnet-image-path` to have a map made", name
+                )
+    each_own = {"ControlNet.model": "model"} | {name: name for name in ("strength", "mode", "start", "end")}
+    for key in each_own:
+        if len(values.get(key, ())) not in (0, 1, len(pictures)):
+            problem = f"{len(values[key])} values for {len(pictures)} control images"
+            raise UsageError(problem, "give one for all, or one for each", key)
+    from mflux import conditions
+
+    shared = given(values, "canny_low", "canny_high", "depth_model", "fit")
+    return tuple(
+        conditions.ControlNet(
+            **{name: picture},
+            **{
+                field: values[key][min(index, len(values[key]) - 1)] for key, field in each_own.items() if key in values
+            },
+            **shared,
+        )
+        for index, (name, picture) in enumerate(pictures)
+    )
+
+
+def upscale_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture to enlarge", image="--controlnet-image-path")
+    from mflux import conditions
+
+    names = {"Upscale.model": "model"} | {name: name for name in ("image", "strength", "scale")}
+    return (conditions.Upscale(**{field: values[key] for key, field in names.items() if key in values}),)
+
+
+def fit(owner: str) -> Option:
+    return Option("--fit", f"{owner}.fit", "how the map is brought to an asked size: stretch (default), crop or pad")
+
+
+def depth_model(owner: str) -> Option:
+    return Option("--depth-model", f"{owner}.depth_model", "hub id or folder of another Depth Pro")
+
+
+def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
+    """The flags of edges found in a picture."""
+    return (
+        Option(
+            "--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", {"type": real}
+        ),
+        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", {"type": real}),
+    )
+
+
+OPTIONAL: dict[str, Any] = {"nargs": "?", "default": argparse.SUPPRESS}  # whether it is missing the command says
 COMMANDS = (
     Command(
         "mflux-generate",
@@ -209,14 +316,16 @@ COMMANDS = (
         "base",
         (
             *SHARED,
-            Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
+            *START,
+            Option("--ip-adapter", "IPAdapter.file", "an IP-Adapter's safetensors file, or hub id", qualified=True),
+            Option("--ip-adapter-image", "IPAdapter.image", "the picture that it looks at", qualified=True),
+            Option("--ip-adapter-scale", "IPAdapter.scale", "0 to 2 (default 1)", {"type": real}, qualified=True),
             Option(
-                "--image-strength",
-                "ImageToImage.image_strength Inpaint.image_strength",
-                "0 to below 1; higher stays closer to the picture (default 0.4; with a mask: 0)",
-                {"type": real},
+                "--ip-adapter-encoder",
+                "IPAdapter.encoder",
+                "hub id or folder of its CLIP picture encoder (default: CLIP ViT-L/14)",
+                qualified=True,
             ),
-            Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
         ),
         generate_conditions,
     ),
@@ -248,6 +357,150 @@ COMMANDS = (
         ),
         fill_conditions,
         default_model="fill",
+    ),
+    Command(
+        "mflux-generate-canny",
+        "Draw along the edges of a picture, with a Canny model.",
+        "canny",
+        (
+            *SHARED,
+            Option("--image-path", "Control.source", "the picture whose edges to use"),
+            Option("--canny-image-path", "Control.image", "a map of edges, in place of a picture"),
+            *thresholds("Control", 50, 200),
+            fit("Control"),
+            side_file("--save-canny", "canny", "the edges"),
+        ),
+        partial(control_conditions, "canny", "--canny-image-path"),
+        default_model="canny",
+    ),
+    Command(
+        "mflux-generate-depth",
+        "Draw with the depth of a picture, with a Depth model.",
+        "depth",
+        (
+            *SHARED,
+            Option("--image-path", "Control.source", "the picture whose depth to use"),
+            Option("--depth-image-path", "Control.image", "a depth map, near is bright, in place of a picture"),
+            depth_model("Control"),
+            fit("Control"),
+            side_file("--save-depth-map", "depth", "the map"),
+        ),
+        partial(control_conditions, "depth", "--depth-image-path"),
+        default_model="depth",
+    ),
+    Command(
+        "mflux-save-depth",
+        "Write the depth map of a picture, near is bright.",
+        "depth",
+        (
+            Option("--image-path", "SaveDepth.image", "the picture"),
+            Option("--output", "SaveDepth.output", "png, jpg or webp (default: <picture>_depth.png beside it)"),
+            Option(
+                "--model -m", "SaveDepth.model", "Depth Pro's hub id or folder, or `tiny` (default apple/DepthPro-hf)"
+            ),
+            quantize("SaveDepth"),
+        ),
+        run="mflux.cli.save_depth:run",
+    ),
+    Command(
+        "mflux-generate-controlnet",
+        "Draw along the edges of a picture, or after any map, with ControlNets beside the model.",
+        "controlnet",
+        (
+            *SHARED,
+            Option(
+                "--controlnet-image-path",
+                "ControlNet.source",
+                "a picture whose edges to use; again for another ControlNet",
+                {"action": "append"},
+            ),
+            Option("--control-map", "ControlNet.image", "a map, in place of a picture", {"action": "append"}),
+            Option(
+                "--controlnet-model",
+                "ControlNet.model",
+                "hub id or folder (default: an edge ControlNet for the model); one for all, or one a picture",
+                {"action": "append"},
+                qualified=True,
+            ),
+            Option(
+                "--controlnet-strength",
+                "ControlNet.strength",
+                "0 to 2 (default 0.4)",
+                {"action": "append", "type": real},
+            ),
+            Option(
+                "--control-mode",
+                "ControlNet.mode",
+                "kind of map, for union ControlNets: canny, tile, depth, blur, pose, gray, low-quality, or a number",
+                {"action": "append"},
+            ),
+            Option(
+                "--control-start",
+                "ControlNet.start",
+                "part of the steps before it, 0 to 1 (default 0)",
+                {"action": "append", "type": real},
+            ),
+            Option(
+                "--control-end",
+                "ControlNet.end",
+                "part of the steps at which it stops, 0 to 1 (default 1)",
+                {"action": "append", "type": real},
+            ),
+            *thresholds("ControlNet", 100, 200),
+            depth_model("ControlNet"),
+            fit("ControlNet"),
+            side_file("--controlnet-save-canny", "canny", "the edges"),
+        ),
+        controlnet_conditions,
+        default_model="dev",
+    ),
+    Command(
+        "mflux-outpaint-canvas",
+        "Put room around a picture, and write its mask: what mflux-generate-fill needs to paint beyond the borders.",
+        "",
+        (
+            Option("IMAGE", "OutpaintCanvas.image", "the picture", OPTIONAL),
+            Option(
+                "--image-outpaint-padding --outpaint-padding",
+                "OutpaintCanvas.outpaint",
+                "top, right, bottom, left in px or per cent, as in CSS: `0,25%,0,25%`",
+            ),
+        ),
+        run="mflux.cli.outpaint_canvas:run",
+    ),
+    Command(
+        "mflux-mask",
+        "Paint a mask over a picture, in a page of the browser that only this machine can open.",
+        "",
+        (
+            Option("IMAGE", "PaintMask.image", "the picture", OPTIONAL),
+            Option("--output", "PaintMask.output", "png or webp (default: <picture>_mask.png beside it)"),
+            Option(
+                "--port", "PaintMask.port", "of the page, 1024 to 65535 (default: one that is free)", {"type": whole}
+            ),
+            Option("--no-browser", "PaintMask.no_browser", "print the address only", {"action": "store_true"}),
+        ),
+        run="mflux.cli.paint_mask:run",
+    ),
+    Command(
+        "mflux-upscale",
+        "Enlarge a picture and draw its detail, with an upscaling ControlNet beside the model.",
+        "upscaler",
+        (
+            *SHARED,
+            Option("--controlnet-image-path --image-path", "Upscale.image", "the picture"),
+            Option("--scale", "Upscale.scale", "by how much, 1 to 16, without a size (default 1)", {"type": real}),
+            Option(
+                "--controlnet-strength",
+                "Upscale.strength",
+                "how closely, 0 to 2 (default 0.4)",
+                {"type": real},
+            ),
+            Option("--controlnet-model", "Upscale.model", "hub id or folder of another ControlNet", qualified=True),
+        ),
+        upscale_conditions,
+        default_model="dev-upscaler",
+        needs_prompt=False,
     ),
     Command(
         "mflux-generate-kontext",
@@ -425,12 +678,7 @@ COMMANDS = (
                 "let edited attention grow longer (then 0 to 1.4 is enough)",
                 {"action": "store_false"},
             ),
-            Option(
-                "--save-edit-masks",
-                "Run.side_files",
-                "also write where each edit worked, as <name>_mask_01.png, ...",
-                {"action": "append_const", "const": "mask"},
-            ),
+            side_file("--save-edit-masks", "mask", "where each edit worked, numbered,"),
             Option("--sweep", "Run.sweep", "draw with several values side by side, for example lambda-fine=0,2,4,6,8"),
         ),
         fluxspace_conditions,
@@ -455,10 +703,8 @@ COMMANDS = (
         "base",
         (
             *SHARED,
+            *START,
             *CONCEPTS,
-            Option(
-                "--heatmap-timesteps", "Concepts.steps", "steps to read (default: all)", {"type": whole, "nargs": "+"}
-            ),
         ),
         concept_conditions,
         default_model="dev",
@@ -478,6 +724,12 @@ COMMANDS = (
                 "noise to look through, above 0 to 1 (default 0.5)",
                 {"type": real},
             ),
+            Option(
+                "--samples",
+                "Concepts.samples",
+                "how many times to look, with other noise, 1 to 8 (default 1)",
+                {"type": whole},
+            ),
         ),
         concept_from_image_conditions,
         default_model="dev",
@@ -492,9 +744,7 @@ COMMANDS = (
             Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, folder, or single file"),
             Option("--path", "Saving.target", "the new folder"),
             Option("--base-model", "Flux1.base_model", "alias of the family that a third-party model belongs to"),
-            Option(
-                "--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}
-            ),
+            quantize("Flux1"),
             Option("--layout", "Saving.layout", "whose folder layout: mflux (default) or diffusers (whole weights)"),
             *LORAS,
         ),
@@ -524,5 +774,17 @@ COMMANDS = (
         ),
         run="mflux.cli.inspect:lora_library",
     ),
+    Command(
+        "mflux-completions",
+        "Print a script that completes the flags of every command in a shell.",
+        "base",
+        (
+            Option("SHELL", "Asked.shell", "bash, zsh or fish", {"choices": ("bash", "zsh", "fish")}),
+            Option("--dir", "Asked.folder", "write the script into this folder, under the name that the shell expects"),
+        ),
+        run="mflux.cli.completions:completions",
+    ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}
+# What follows `mflux`: generate, fill, kontext, save, ...
+SHORT = {name.removeprefix("mflux-generate-").removeprefix("mflux-"): name for name in BY_NAME}

@@ -4,9 +4,11 @@ Paths of written files go to stdout, everything else to stderr.  Whatever can be
 mlx is imported, and whatever can be wrong with the files before a weight is read.
 """
 
+import difflib
 import logging
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -14,18 +16,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mflux.cli.commands import BY_NAME
+from mflux.cli.commands import BY_NAME, SHORT, given
 from mflux.cli.loras import choose_loras
 from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
-from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
+from mflux.cli.replay import conditions_of, replayed
+from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, UsageError
 from mflux.paths import check_output, check_output_size, expand
-from mflux.weights.catalog import check_name, require
+from mflux.weights.catalog import BITS, check_name, require
 
 AUTO_SEED_MAX = 10_000_000
 MAX_SEEDS = 1_000_000
 MAX_PROMPT_BYTES = 1_000_000
+MAX_PROMPT_IN_NAME = 60  # letters
+PLACEHOLDERS = ("{seed}", "{index}", "{prompt}")
 log = logging.getLogger("mflux")
 
 
@@ -41,7 +46,9 @@ class Run:
     seed: Sequence[int] = ()
     auto_seeds: int | None = None
     output: str = "image.png"
+    overwrite: bool = False
     batch_size: int | None = None
+    config_from_metadata: str | None = None
     metadata: bool = False
     no_metadata: bool = False
     adapters: Sequence[Sequence[str]] = ()
@@ -49,12 +56,27 @@ class Run:
     lora_repo_id: str | None = None
     side_files: Sequence[str] = ()  # artifacts that are written too
     sweep: str | None = None
-    concept: str | None = None
 
 
 def named() -> int:
     """The command by whose name the program was started."""
     return main(BY_NAME[Path(sys.argv[0]).stem])
+
+
+def umbrella() -> int:
+    """`mflux WORD ...`: the command that the word stands for."""
+    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if word in SHORT:
+        return main(BY_NAME[SHORT[word]], sys.argv[2:])
+    if word in ("--help", "-h", "help"):
+        width = max(map(len, SHORT))
+        print("usage: mflux COMMAND [flags]; `mflux COMMAND --help` lists its flags\n")
+        print("\n".join(f"  {short:{width}}  {BY_NAME[name].summary}" for short, name in SHORT.items()))
+        return 0
+    near = difflib.get_close_matches(word, SHORT, n=2)
+    hint = f"did you mean {' or '.join(f'`mflux {each}`' for each in near)}?" if near else "`mflux --help` lists them"
+    print(f"error: `{word}` is no command of mflux\n\nhint: {hint}", file=sys.stderr)
+    return 2
 
 
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
@@ -92,29 +114,26 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
 
 def draw(command: Command, values: dict[str, Any]) -> None:
     """Check the words, plan, then draw and save picture by picture."""
+    values = replayed(command, values)
     run = Run(**pick(Run, values))
     config, negative = check_config(values)
     if "quantize" in values:
-        check_choice("quantize", values["quantize"], QUANTIZE)
+        check_choice("quantize", values["quantize"], BITS)
     if run.batch_size is not None:
         check_number("batch_size", run.batch_size, 1, 1000, whole=True)
     seeds = choose_seeds(run)
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
     sweep = read_sweep(run, command)
-    targets = output_names(run.output, seeds, len(turns))
+    targets = output_names(run.output, seeds, len(turns), prompt)
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
-    conditions = command.conditions(values)
+    conditions = conditions_of(command, values)
     model, base_model = choose_model(command, run, values.get("base_model"))
     loras = choose_loras(values)
 
     from mflux.engine.flux import Flux1
 
-    options = {
-        name: values[name]
-        for name in ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
-        if name in values
-    }
+    options = given(values, "quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
     flux = Flux1(model, base_model=base_model, task=command.task, **loras, **options)
     rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
@@ -135,13 +154,13 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         else:
             pictures = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
         for picture, target in zip(pictures, targets, strict=True):
-            written = picture.save(target, embed_metadata=not run.no_metadata)
+            written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
             bar.say(str(written))
             for name in (*command.side_files, *run.side_files):
-                for side_file in picture.save_artifacts(name, written):
+                for side_file in picture.save_artifacts(name, written, run.overwrite):
                     bar.say(str(side_file))
             if run.metadata:
-                bar.say(str(picture.save_metadata(written.with_suffix(".json"))))
+                bar.say(str(picture.save_metadata(written.with_suffix(".json"), run.overwrite)))
 
 
 def turn_by_turn(
@@ -252,12 +271,11 @@ def read_sweep(run: Run, command: Command) -> tuple[str, list[float]]:
     """The field that a strip of pictures varies, and its values; none without `--sweep`."""
     if run.sweep is None:
         return "", []
-    flag, _, listed = run.sweep.partition("=")
-    named = [
-        option for option in command.options if option.flag == f"--{flag.lstrip('-')}" and option.parse.get("type")
-    ]
+    word, _, listed = run.sweep.partition("=")
+    flag = f"--{word.lstrip('-').replace('_', '-')}"
+    named = [option.name for option in command.options if option.flag == flag and option.parse.get("type")]
     try:
-        return named[0].name, [float(each) for each in listed.split(",")]
+        return named[0], [float(each) for each in listed.split(",")]
     except (ValueError, IndexError):
         hint = "name a flag of this command that takes a number, and its values: `lambda-fine=0,2,4,6,8`"
         raise UsageError(f"`{run.sweep[:60]}` is no sweep", hint, "sweep") from None
@@ -275,15 +293,21 @@ def prompt_text(raw: bytes, name: str, field: str) -> str:
     return text
 
 
-def output_names(pattern: str, seeds: Sequence[int], turns: int = 0) -> list[str]:
+def output_names(pattern: str, seeds: Sequence[int], turns: int = 0, prompt: str = "") -> list[str]:
     """A file name for each seed, and for each of its turns.  Raises UsageError for an unknown placeholder."""
-    name = pattern.replace("{seed}", "")
-    if "{" in name or "}" in name:
-        raise UsageError(f"`{pattern}` has an unknown placeholder", "`{seed}` is the only one", "output")
-    if "{seed}" in pattern:
-        names = [pattern.replace("{seed}", str(seed)) for seed in seeds]
-    else:
-        names = [ending_in(pattern, f"_seed_{seed}") if len(seeds) > 1 else pattern for seed in seeds]
+    unknown = [each for each in re.findall(r"\{.*?\}|[{}]", pattern) if each not in PLACEHOLDERS]
+    if unknown:
+        known = ", ".join(f"`{each}`" for each in PLACEHOLDERS)
+        raise UsageError(f"`{pattern}` has an unknown placeholder, `{unknown[0]}`", f"known: {known}", "output")
+    words = "-".join(re.findall(r"\w+", prompt))[:MAX_PROMPT_IN_NAME].rstrip("-") or "picture"
+    tells = len(seeds) > 1 and "{seed}" not in pattern and "{index}" not in pattern
+    names = [
+        (ending_in(pattern, f"_seed_{seed}") if tells else pattern)
+        .replace("{seed}", str(seed))
+        .replace("{index}", str(index))
+        .replace("{prompt}", words)
+        for index, seed in enumerate(seeds, 1)
+    ]
     if not turns:
         return names
     return [ending_in(name, f"_turn_{turn}") for name in names for turn in range(1, turns + 1)]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mflux.engine.request import QUANTIZE, short
+from mflux.engine.request import short
+from mflux.weights.catalog import BITS
 
 LORA_REPO = "ali-vilab/In-Context-LoRA"  # mflux 0.8's default
 Values = Mapping[str, Any]  # by field name, of the flags that were given
@@ -35,17 +36,22 @@ def place(text: str) -> float:
 
 @dataclass(frozen=True)
 class Option:
-    """One flag.  reads: `Class.field` that takes its value, or several of them, separated by spaces."""
+    """One flag.  reads: `Class.field` that takes its value, or several of them, separated by spaces.
+
+    qualified: the field has the same name as another flag's, so it goes by `Class.field`.
+    """
 
     flags: str
     reads: str
     help: str
     parse: dict[str, Any] = field(default_factory=dict)
+    qualified: bool = False
 
     @property
     def name(self) -> str:
-        """The field's own name."""
-        return self.reads.split()[0].split(".")[1]
+        """The field's own name, which is also the key of its value."""
+        first = self.reads.split()[0]
+        return first if self.qualified else first.split(".")[1]
 
     @property
     def flag(self) -> str:
@@ -76,6 +82,11 @@ class Command:
     side_files: tuple[str, ...] = ()  # artifacts that are always written
 
 
+def quantize(owner: str) -> Option:
+    bits = ", ".join(map(str, BITS))
+    return Option("--quantize -q", f"{owner}.quantize", f"bits a weight: {bits}", {"type": whole})
+
+
 PROMPTS = (
     Option("--prompt", "Run.prompt", "what to draw; `-` reads all of stdin"),
     Option("--prompt-file", "Run.prompt_file", "a text file with the prompt, read again before each picture"),
@@ -86,7 +97,7 @@ MODELS = (
     Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
     Option("--path", "Run.path", "folder of a model; --model then names the kind it is"),
     Option("--base-model", "Flux1.base_model", "alias whose defaults a third-party model uses"),
-    Option("--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}),
+    quantize("Flux1"),
 )
 LORAS = (
     Option(
@@ -134,7 +145,13 @@ DRAWING = (
     Option("--force", "Flux1.force", "draw even if the memory forecast says no", {"action": "store_true"}),
 )
 OUTPUTS = (
-    Option("--output", "Run.output", "png, jpg or webp; `{seed}` stands for the seed (default image.png)"),
+    Option(
+        "--config-from-metadata -C",
+        "Run.config_from_metadata",
+        "draw what this picture or .json file was drawn with; other flags change it",
+    ),
+    Option("--output", "Run.output", "png, jpg or webp; `{seed}`, `{index}`, `{prompt}` in it (default image.png)"),
+    Option("--overwrite", "Run.overwrite", "replace a file of that name", {"action": "store_true"}),
     Option("--metadata", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}),
     Option("--no-metadata", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
 )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mflux.cli.options import Command
+from mflux.cli.options import Command, Option
 from mflux.errors import UsageError
 
 
@@ -35,16 +35,20 @@ def build_parser(command: Command) -> Parser:
     parser = Parser(prog=command.name, description=command.summary, allow_abbrev=False)
     for option in command.options:
         if not option.is_flag:
-            parser.add_argument(option.name, metavar=option.flags, help=option.help, **option.parse)
+            parser.add_argument(option.name, metavar=option.flags, help=help_of(option), **option.parse)
             continue
         parser.add_argument(
             *option.flags.split(),
             dest=option.name,
-            help=option.help,
+            help=help_of(option),
             default=argparse.SUPPRESS,
             **settings(option.flag, option.parse),
         )
     return parser
+
+
+def help_of(option: Option) -> str:
+    return option.help.replace("%", "%%")  # argparse formats it
 
 
 def settings(flag: str, parse: dict[str, Any]) -> dict[str, Any]:

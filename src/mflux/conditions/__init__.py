@@ -7,17 +7,21 @@ from mflux.engine.slots import ROOMS
 
 HOMES = {
     "Concepts": "concepts",
+    "Control": "control",
+    "ControlNet": "controlnet",
     "Fill": "fill",
     "FluxSpace": "fluxspace",
     "ImageToImage": "image_to_image",
     "InContext": "in_context",
     "InContextEdit": "ic_edit",
     "Inpaint": "inpaint",
+    "IPAdapter": "ip_adapter",
     "Kontext": "kontext",
     "MaskedEdit": "masked_edit",
     "RFInversion": "rf_inversion",
     "Redux": "redux",
     "TryOn": "try_on",
+    "Upscale": "upscale",
 }
 __all__ = sorted(HOMES)
 

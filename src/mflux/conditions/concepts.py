@@ -4,7 +4,7 @@ Source: ConceptAttention, arXiv 2502.04320.  Each concept is the first token of 
 text's weights with a pooled vector of zeros, and reads the drawn tokens and the other concepts; nothing reads it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,20 +12,20 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from mflux.conditions.image_to_image import noised
-from mflux.engine.denoise import At, Step
-from mflux.engine.latents import pack_latents
+from mflux.conditions.image_to_image import clean_latents, noised, sized_like, start_from
+from mflux.engine.denoise import At
+from mflux.engine.latents import step_noise
 from mflux.engine.network import Network
 from mflux.engine.request import CELL, check_choice, check_number, short
 from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Prepared, Run, Stage
 from mflux.errors import UsageError
 from mflux.images.heatmap import heat_picture, segmented
-from mflux.images.picture import PictureSource, open_picture, to_pixels
-from mflux.images.sizes import floor_to_cell
+from mflux.images.picture import PictureSource, open_picture
 from mflux.models.layers import merge_heads
 from mflux.models.transformer import QKV, JointView, beside
 
 SPACES = ("output", "cross")
+MAX_SAMPLES = 8
 DEEP = 0.79  # share of the joint blocks above which maps are clear
 
 
@@ -36,8 +36,9 @@ class Concepts(Condition):
     names, background: words; each place's shares of all of them add up to 1, and only `names` get pictures.  layers:
     joint blocks (default: from 0.79 of them on, at least two); steps: of the run (default: all).  space: compare
     attention `output`s (paper) or queries with keys (`cross`).  image: look into this picture instead of a drawn one,
-    in one step at noise level `noise_level` 0..1.  Artifacts: heatmap and overlay (numbered where there are several
-    names), segmentation, and maps, an array (H/16, W/16) for each word.
+    through noise of the level `noise_level`, above 0 to 1, `samples` times (1..8), or of the levels of `steps`.
+    Artifacts: heatmap and overlay (numbered where there are several names), segmentation, and maps, an array
+    (H/16, W/16) for each word.
     """
 
     names: str | Sequence[str]
@@ -46,7 +47,8 @@ class Concepts(Condition):
     steps: Sequence[int] | None = None
     space: str = "output"
     image: PictureSource | None = field(default=None, metadata=PICTURE)
-    noise_level: float = 0.5
+    noise_level: float | None = None  # 0.5
+    samples: int = 1
 
     def __post_init__(self) -> None:
         for name in ("names", "background"):
@@ -70,31 +72,39 @@ class Concepts(Condition):
             raise UsageError("there is no concept", "give one word or more", "names")
         if len(self.words) == 1:
             draft = draft.noted("a single concept is everywhere: give others, or a background, to compare it with")
-        if self.image is not None:
-            draft = self._looking(draft)
-        blocks = draft.transformer.num_layers
-        check_places("layers", self.layers, 0, blocks, "joint blocks")
+        check_places("layers", self.layers, 0, draft.transformer.num_layers, "joint blocks")
         check_places("steps", self.steps, draft.first, draft.steps, "steps")
-        return draft.encoding(*self.words)
+        if self.image is not None:
+            draft = self._looking(draft, self.image)
+        return draft.whole("Concepts").encoding(*self.words)
 
-    def _looking(self, draft: Draft) -> Draft:
-        """One step from the noised picture, whose result is the picture."""
-        check_number("noise_level", self.noise_level, 0, 1, above=True)
-        picture = open_picture(self.image, "image")  # type: ignore[arg-type]
-        own = floor_to_cell(picture.height), floor_to_cell(picture.width)
-        draft = draft.sized(*(draft.asked(picture.height, picture.width) or own))
-        draft = replace(draft.starting(0, "Concepts"), steps=1, levels=(float(self.noise_level), 0.0))
-        return replace(draft, encodes=max(draft.encodes, 1))
+    def _looking(self, draft: Draft, image: PictureSource) -> Draft:
+        """Steps from the noised picture, the last of which results in the picture."""
+        config, levels = draft.request.config, (0.5 if self.noise_level is None else self.noise_level,) * self.samples
+        check_number("noise_level", levels[0], 0, 1, above=True)
+        check_number("samples", self.samples, 1, MAX_SAMPLES, whole=True)
+        if self.steps is not None and (self.noise_level is not None or self.samples > 1):
+            raise UsageError("`steps` says which noise to look through", "leave one of the two out", "noise_level")
+        if self.steps is None and (config.num_inference_steps or config.sigmas):
+            draft = draft.noted("a picture is looked into through one noise level: its steps are not run")
+        if config.true_cfg > 1:
+            draft = draft.noted("a picture that is only looked into has no use for true CFG")
+        if draft.inverted_by:
+            problem = f"Concepts and {draft.inverted_by} both make the first latents"
+            raise UsageError(problem, "leave `image` out: the concepts of the edited picture are shown", "image")
+        draft = sized_like(draft, open_picture(image, "image")).starting(0, "Concepts")
+
+        def looked_through(schedule: Sequence[float]) -> Sequence[float]:
+            return (*(levels if self.steps is None else [schedule[step] for step in sorted({*self.steps})]), 0.0)
+
+        return replace(draft, levels=looked_through)
 
     def prepare(self, stage: Stage) -> Prepared:
         plan = stage.plan
         first_tokens = mx.concatenate([stage.text(word).states[:, :1] for word in self.words], axis=1)
         pooled = mx.zeros_like(stage.text(self.words[0]).pooled)
-        steps = range(len(plan.sigmas) - 1) if self.steps is None else self.steps
-        clean = None
-        if self.image is not None:
-            picture = open_picture(self.image, "image").resized(plan.height, plan.width)
-            clean = pack_latents(stage.encode(mx.array(to_pixels(picture.rgb)), "image"))
+        steps = range(len(plan.sigmas) - 1) if self.steps is None or self.image is not None else self.steps
+        clean = None if self.image is None else clean_latents(self.image, stage)
 
         def bind(run: Run) -> Hooks:
             network: Network = run.network()
@@ -103,15 +113,15 @@ class Concepts(Condition):
             table = network.modulate_text(asked, levels)
             maps = MapMean()
 
-            def watch(at: At, branch: Branch) -> Callable[[JointView], None] | None:
-                if at.index not in steps or branch is not run.branches[0]:
+            def watch(at: At, branch: int) -> Callable[[JointView], None] | None:
+                if at.index not in steps or branch != 0:
                     return None
                 return self.reading(network, asked, table[at.sigma], maps)
 
-            return Hooks(
-                start=None if clean is None else start_at(clean, run),
+            looking = Hooks() if clean is None else noising(clean, run)
+            return replace(
+                looking,
                 watch_attention=[watch],
-                after_step=[] if clean is None else [lambda latents, at: mx.broadcast_to(clean, latents.shape)],
                 keep=[lambda: maps.total],
                 artifacts=[lambda index, pixels: self.pictures(maps.mean(index), pixels)],
             )
@@ -180,10 +190,13 @@ def concept_layers(blocks: int) -> tuple[int, ...]:
     return tuple(range(min(int(DEEP * blocks), max(0, blocks - 2)), blocks))
 
 
-def start_at(clean: mx.array, run: Run) -> Iterator[Step]:
-    """One step: the clean tokens with the run's noise."""
-    level = run.plan.sigmas[0]
-    yield Step(At(0, 1.0, level), noised(clean, run.noise, level))
+def noising(clean: mx.array, run: Run) -> Hooks:
+    """Each step begins at the clean tokens (1, S, 64) with noise of their own."""
+
+    def renoised(latents: mx.array, at: At) -> mx.array:
+        return noised(clean, step_noise(run.seeds, at.index, latents.shape[1:]), at.sigma_next)
+
+    return Hooks(start=start_from(clean, run), after_step=[renoised])
 
 
 def check_places(name: str, places: Any, first: int, count: int, what: str) -> None:

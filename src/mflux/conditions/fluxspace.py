@@ -18,7 +18,7 @@ from mflux.conditions.window import Place, check_window, steps_in
 from mflux.engine.denoise import At
 from mflux.engine.network import Network
 from mflux.engine.request import CELL, check_choice, check_number, short
-from mflux.engine.slots import Branch, Condition, Draft, EncodedText, Hooks, Plan, Prepared, Run, Stage, no_hooks
+from mflux.engine.slots import Condition, Draft, EncodedText, Hooks, Plan, Prepared, Run, Stage, no_hooks
 from mflux.errors import UsageError
 from mflux.models.layers import attention
 from mflux.models.transformer import QKV, EditAttention, JointView, StreamModulation, beside
@@ -111,13 +111,15 @@ class FluxSpace(Condition):
         scale = {"lambda_fine": "fine", "lambda_coarse": "coarse"}.get(name)
         plans = []
         for value in values:
-            edits = [each._replace(**{scale: None}) for each in self.own] if scale else self.own
-            swept = replace(self, edits=edits, **{name: value})
+            own: dict[str, Any] = {scale: None} if scale else {}  # the swept number counts for every edit
+            settings: dict[str, Any] = {name: value, "edits": [each._replace(**own) for each in self.own]}
+            swept = replace(self, **settings)
             others = tuple(swept if each is self else each for each in plan.request.conditions)
             plans.append(flux.planned(replace(plan.request, conditions=others)))
         for drawn in zip(*(flux.draw(each, on_step=on_step) for each in plans), strict=True):
             labels = [f"{name} {value:g}" for value in values]
-            yield replace(drawn[-1], image=strip([each.image for each in drawn], labels))
+            told = {**drawn[-1].timing, "sweep": f"{name}={','.join(f'{value:g}' for value in values)}"}
+            yield replace(drawn[-1], image=strip([each.image for each in drawn], labels), timing=told)
 
     def prepare(self, stage: Stage) -> Prepared:
         steps = steps_in(self.start, self.stop, len(stage.plan.sigmas) - 1)
@@ -131,18 +133,18 @@ class FluxSpace(Condition):
             if not levels:
                 return Hooks()
             network: Network = run.network()
-            tables = {
-                id(branch): network.modulate_text(replace(branch, pooled=moved_pooled(branch.pooled, coarse)), levels)
+            tables = [
+                network.modulate_text(replace(branch, pooled=moved_pooled(branch.pooled, coarse)), levels)
                 for branch in run.branches
                 if coarse
-            }
+            ]
             seen = MaskMean(len(edits))
 
-            def text_modulation(at: At, branch: Branch) -> list[StreamModulation] | None:
-                return tables[id(branch)][at.sigma] if at.index in steps else None
+            def text_modulation(at: At, branch: int) -> list[StreamModulation] | None:
+                return tables[branch][at.sigma] if at.index in steps else None
 
-            def edit_attention(at: At, branch: Branch) -> EditAttention | None:
-                told = seen if branch is run.branches[0] else None
+            def edit_attention(at: At, branch: int) -> EditAttention | None:
+                told = seen if branch == 0 else None
                 return self.edited(network, null, edits, told) if at.index in steps else None
 
             return Hooks(

@@ -16,7 +16,12 @@ from mflux.engine.request import check_choice, check_number
 from mflux.engine.slots import PICTURE, Condition, Draft, Inputs, Prepared, Stage
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import PictureSource, open_pictures, several, to_pixels
+from mflux.models.siglip import ReduxConfig, ReduxEmbedder, SiglipConfig, SiglipEncoder
+from mflux.weights.kinds import KINDS, NetworkKind
 
+UNUSED = r"vision_model\.(head\..*|embeddings\.position_ids)"  # the pooling head, which Redux does not look at
+KINDS["image_encoder"] = NetworkKind(SiglipConfig, SiglipEncoder, UNUSED, {}, prefix="vision_model.")
+KINDS["image_embedder"] = NetworkKind(ReduxConfig, ReduxEmbedder, r"$^", {})
 COMBINES = ("concat", "sum")
 MAX_STRENGTH = 2
 HINT = "use a model that has it, for example `--model redux`"

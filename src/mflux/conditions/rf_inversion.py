@@ -9,19 +9,19 @@ back.
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from mflux.conditions.image_to_image import clean_latents, sized_like
 from mflux.conditions.window import Place, check_window, steps_in
 from mflux.engine.denoise import At, Step, integrate
-from mflux.engine.latents import pack_latents
+from mflux.engine.latents import step_noise
 from mflux.engine.request import check_choice, check_number
 from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Prepared, Run, Stage
-from mflux.images.picture import PictureSource, open_picture, to_pixels
-from mflux.images.sizes import floor_to_cell
+from mflux.images.picture import PictureSource, open_picture
 
 SCHEDULES = ("constant", "decay", "rise", "fall")
 MAX_POWER = 10
@@ -58,23 +58,22 @@ class RFInversion(Condition):
         check_number("start", self.start, 0, draft.steps - 1, whole=True)
         draft = check_window(draft, self.eta_start, self.eta_stop, "the controller", ("eta_start", "eta_stop"))
         picture = open_picture(self.image, "image")
-        own = floor_to_cell(picture.height), floor_to_cell(picture.width)
-        draft = draft.sized(*(draft.asked(picture.height, picture.width) or own))
+        draft = sized_like(draft, picture)
         assert draft.height and draft.width
         if abs(draft.width / draft.height / (picture.width / picture.height) - 1) > 0.05:
             size = f"{picture.width} x {picture.height}"
             draft = draft.noted(f"the picture is stretched from {size} to {draft.width} x {draft.height} px")
-        draft = draft.starting(self.start, "RFInversion", calls=draft.steps - self.start)
-        return replace(draft.encoding(""), encodes=max(draft.encodes, 1))
+        return draft.inverting(self.start, "RFInversion").encoding("")
 
     def prepare(self, stage: Stage) -> Prepared:
-        picture = open_picture(self.image, "image").resized(stage.plan.height, stage.plan.width)
-        clean = pack_latents(stage.encode(mx.array(to_pixels(picture.rgb)), "image")).astype(mx.float32)
+        clean = clean_latents(self.image, stage).astype(mx.float32)
         text = stage.text("")
         # No guidance while inverting: models that embed it are told 0.
         null = Branch(text.states, text.pooled, None if stage.plan.guidance is None else 0.0)
 
         def bind(run: Run) -> Hooks:
+            if self.gamma < 1:
+                run.network().tabulate(null, run.plan.sigmas[run.plan.first + 1 :])
             steer = self.controller(clean, len(run.plan.sigmas) - 1)
             random = self.noise_after(run) if self.sde else []
             return Hooks(start=self.inverted(clean, null, run), steer=[steer], after_step=random)
@@ -89,7 +88,7 @@ class RFInversion(Condition):
         def velocity(latents: mx.array, at: At) -> mx.array:
             if self.gamma == 1:
                 return (run.noise - latents) / (1 - at.sigma)
-            own = network.velocity(null, latents, mx.array([at.sigma]))
+            own = network.velocity(null, latents, at.sigma)
             if self.gamma == 0:
                 return own
             return own + self.gamma * ((run.noise - latents) / (1 - at.sigma) - own)
@@ -141,9 +140,7 @@ class RFInversion(Condition):
             if at.sigma == 1 or eta == 1 or at.sigma_next == 0:
                 return latents
             deviation = (2 * (1 - eta) * at.sigma / (1 - at.sigma) * (at.sigma - at.sigma_next)) ** 0.5
-            keys = [mx.random.split(mx.random.key(seed), steps + 1)[at.index + 1] for seed in run.seeds]
-            drawn = [mx.random.normal((1, *latents.shape[1:]), key=key) for key in keys]
-            return latents + deviation * mx.concatenate(drawn)
+            return latents + deviation * step_noise(run.seeds, at.index, latents.shape[1:])
 
         return [stir]
 

@@ -21,11 +21,24 @@ from mflux.engine.network import GuidedVelocity, Network
 from mflux.engine.parts import LoadOptions, Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
-from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice, check_number
-from mflux.engine.slots import Branch, EncodedText, Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
+from mflux.engine.request import DEFAULTS, Config, Request, check_choice, check_number
+from mflux.engine.slots import (
+    Branch,
+    EncodedText,
+    Hooks,
+    Inputs,
+    Plan,
+    Prepared,
+    Run,
+    Stage,
+    artifacts_of,
+    condition_class,
+    merge,
+)
 from mflux.engine.tokens import PromptTokenizer
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
+from mflux.weights.catalog import BITS
 from mflux.weights.lora_files import find_lora
 from mflux.weights.resolve import SIDE_PARTS, ModelSource, resolve
 
@@ -76,7 +89,7 @@ class Flux1:
         has for layers that this model lacks.  bake_lora: put LoRAs into the weights (quantized ones lose a little).
         """
         if quantize is not None:
-            check_choice("quantize", quantize, QUANTIZE)
+            check_choice("quantize", quantize, BITS)
         self.loras = paired(lora_paths or (), lora_scales or ())
         found = model_config
         if not isinstance(found, ModelSource):
@@ -174,10 +187,9 @@ class Flux1:
             drawn, hooks = self._run(plan, group, noise, branches, prepared, on_step)
             seconds = (time.perf_counter() - started) / len(group)
             for index, one in enumerate(group):
-                made = {"latents": drawn.latents[index]}
-                for artifacts in hooks.artifacts:
-                    made |= artifacts(index, drawn.pixels[index])
-                yield self._picture(plan, one, drawn.pixels[index], made, prepared, seconds)
+                pixels = drawn.pixels[index]
+                made = {"latents": drawn.latents[index], **artifacts_of(hooks, index, pixels)}
+                yield self._picture(plan, one, pixels, made, prepared, seconds)
             started = time.perf_counter()
 
     def _request(self, seed: int | Sequence[int], prompt: str, config: Config, **rest: Any) -> Request:
@@ -215,7 +227,7 @@ class Flux1:
         mx.eval([[each.inputs.channels, each.inputs.tokens, each.inputs.text] for each in prepared])
         if plan.encodes:
             self.parts.release("vae")
-        self.parts.release(*SIDE_PARTS)
+        self.parts.release(*SIDE_PARTS, *plan.sides)  # one that stays is held by its condition's functions
         return branches, prepared
 
     def _branches(self, plan: Plan) -> Iterator[Branch]:
@@ -283,25 +295,27 @@ class Flux1:
             earlier = make_plan(request, self.parts, self.vae_tiling, force=True)
             return self._denoise(earlier, seeds, noise, *self._prepare(earlier), None)[0]
 
+        inputs = all_inputs(prepared)
+
         @cache
         def own_network() -> Network:
-            inputs = all_inputs(prepared, Hooks())
-            return Network(self.parts.get("transformer"), plan.height, plan.width, inputs)
+            return Network(self.parts.get("transformer"), *plan.seen, inputs)
 
-        run = Run(plan, noise, latents_of, seeds, branches, own_network)
+        begun = noise
+        run = Run(plan, noise, branches, inputs, latents_of, seeds, own_network, lambda: begun)
         hooks = merge([each.bind(run) for each in prepared])
         network = own_network()
-        network.inputs = all_inputs(prepared, hooks)
+        network.inputs = replace(inputs, tokens=[*hooks.tokens, *inputs.tokens])
         velocity = GuidedVelocity(network, branches, plan, hooks)
-        if self.parts.options.low_ram and hooks.start is None:  # an inversion asks for other noise levels yet
+        if self.parts.options.low_ram:
             network.transformer.drop_modulation()
             mx.clear_cache()
-        latents = noise
         total = plan.start_steps + plan.steps
         for done, step in enumerate(hooks.start or (), 1):
-            latents = step.latents
+            begun = step.latents
             if on_step and done <= plan.start_steps:
-                on_step(Progress(seeds, done, total, step.at.sigma_next, latents))
+                on_step(Progress(seeds, done, total, step.at.sigma_next, begun))
+        latents = begun
         for step in integrate(velocity, latents, plan.sigmas, plan.first, after_all(hooks), hooks.keep):
             latents = step.latents
             if on_step:
@@ -370,11 +384,11 @@ def paired(paths: Sequence[str], scales: Sequence[float]) -> tuple[tuple[str, fl
     return tuple(zip(map(str, paths), [*scales, *[1.0] * (len(paths) - len(scales))], strict=True))
 
 
-def all_inputs(prepared: list[Prepared], hooks: Hooks) -> Inputs:
+def all_inputs(prepared: list[Prepared]) -> Inputs:
     """The inputs of all conditions, in their order; the plan has refused two that add channels."""
     return Inputs(
         channels=next((each.inputs.channels for each in prepared if each.inputs.channels is not None), None),
-        tokens=[*hooks.tokens, *(token for each in prepared for token in each.inputs.tokens)],
+        tokens=[token for each in prepared for token in each.inputs.tokens],
         text=[text for each in prepared for text in each.inputs.text],
         prompt_scale=math.prod(each.inputs.prompt_scale for each in prepared),
         pooled_scale=math.prod(each.inputs.pooled_scale for each in prepared),

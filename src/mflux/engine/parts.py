@@ -23,12 +23,13 @@ from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
 from mflux.weights.files import BYTES, saved_by_mflux
 from mflux.weights.kinds import read_config
-from mflux.weights.load import Source, fill, open_network
+from mflux.weights.load import Source, fill, open_network, stored_bits
 from mflux.weights.lora_files import ADAPTABLE, LoraFile, attach, fuse, read_lora
-from mflux.weights.resolve import NETWORKS, ModelSource
+from mflux.weights.resolve import NETWORKS, ModelSource, Side
 
 PRECISION = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 STAYS_BELOW = 0.5  # share of the physical memory
+Part = str | Side  # a network of the model, or one beside it
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ class Parts:
         options: LoadOptions = LoadOptions(),
     ):
         self.source, self.bits, self.loras, self.options = source, bits, loras, options
-        self._networks: dict[str, Any] = {}
+        self._networks: dict[Part, Any] = {}
         self._precision: str | None = None
         self._own_loras: tuple[Path, ...] = ()
-        self._empty: dict[str, Any] = {}  # networks that are built, but not loaded
-        self._sources: dict[str, dict[str, Source]] = {}
-        self._bytes: dict[tuple[str, str | None], int] = {}
+        self._empty: dict[Part, Any] = {}  # networks that are built, but not loaded
+        self._sources: dict[Part, dict[str, Source]] = {}
+        self._bytes: dict[tuple[Part, str | None], int] = {}
 
     @cached_property
     def transformer_config(self) -> TransformerConfig:
@@ -89,10 +90,14 @@ class Parts:
         self.lora_files  # noqa: B018  (read now, so that a file that does not fit is refused before weights are)
         return changed
 
-    def empty(self, part: str) -> Any:
+    def _home(self, part: Part) -> tuple[str, Path]:
+        """The kind of a network, and where its weights are."""
+        return (part.kind, part.place) if isinstance(part, Side) else (part, self.source.folders[part])
+
+    def empty(self, part: Part) -> Any:
         """A network without its weights, every tensor of its file checked."""
         if part not in self._empty:
-            self._empty[part], self._sources[part] = open_network(part, self.source.folders[part])
+            self._empty[part], self._sources[part] = open_network(*self._home(part))
         return self._empty[part]
 
     def check(self) -> None:
@@ -113,7 +118,7 @@ class Parts:
     def notes(self) -> Iterator[str]:
         """What the user should know about the weights: LoRAs, and a quantization that is there already."""
         yield from (file.note for file in self.lora_files)
-        stored = {source.bits for sources in self._sources.values() for source in sources.values()} - {0}
+        stored = stored_bits(source for sources in self._sources.values() for source in sources.values())
         if stored and self.bits and {self.bits} != stored:
             saved = ", ".join(map(str, sorted(stored)))
             yield f"quantize {self.bits} is not used: the model is saved with {saved} bits"
@@ -145,7 +150,7 @@ class Parts:
     def t5_tokenizer(self) -> PromptTokenizer:
         return open_t5(self.source.folders["tokenizer_2"])
 
-    def weight_bytes(self, part: str, precision: str | None) -> int:
+    def weight_bytes(self, part: Part, precision: str | None) -> int:
         """Memory of a part once loaded.  Raises ModelError for a damaged file."""
         if part not in self._sources:
             self.empty(part)
@@ -154,7 +159,7 @@ class Parts:
             self._bytes[part, precision] = math.ceil(sum(sizes))
         return self._bytes[part, precision]
 
-    def _tensor_bytes(self, part: str, source: Source, precision: str | None) -> float:
+    def _tensor_bytes(self, part: Part, source: Source, precision: str | None) -> float:
         size = math.prod(source.shape)
         if source.bits:
             return size * BYTES[source.info.dtype]
@@ -170,20 +175,21 @@ class Parts:
         whole = sum(self.weight_bytes(part, precision) for part in NETWORKS)
         return not self.options.low_ram and whole < STAYS_BELOW * physical_memory()
 
-    def get(self, part: str) -> Any:
+    def get(self, part: Part) -> Any:
         """A network, loaded if it is not there."""
         if part not in self._networks:
             dtype = PRECISION[self._precision] if self._precision else None
             self.empty(part)
             bits = None if part == "vae" else self.bits  # its Linears are a few; fine lines need them whole
             network = fill(self._empty.pop(part), self._sources[part], dtype, bits)
-            attach(self.lora_files, {part: network})
-            if self.options.bake_loras:
-                fuse(network)
+            if isinstance(part, str):
+                attach(self.lora_files, {part: network})
+                if self.options.bake_loras:
+                    fuse(network)
             self._networks[part] = network
         return self._networks[part]
 
-    def release(self, *parts: str) -> None:
+    def release(self, *parts: Part) -> None:
         """Drop networks that are not needed for now, unless the whole model stays."""
         if not self.all_stay(self._precision):
             for part in parts:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from mflux.engine.latents import TOKEN_PIXELS
 from mflux.engine.parts import Parts
 from mflux.engine.request import CELL, Request
-from mflux.engine.slots import Draft, Plan, check_channels
+from mflux.engine.slots import Draft, Plan, check_channels, check_tiles
 from mflux.errors import UsageError
 from mflux.images.sizes import floor_to_cell
 from mflux.models.layers import piece_size
@@ -43,6 +43,7 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
         draft = condition.plan(draft)
     draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
     check_channels(draft)
+    check_tiles(draft)
     parts.check()
     plan = finish(note_guidance(draft), parts, tiled)
     plan = replace(plan, memory_bytes=forecast(parts, plan), notes=(*plan.notes, *parts.notes()))
@@ -80,8 +81,10 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
     request, row, config = draft.request, draft.row, draft.request.config
     assert draft.height and draft.width
     text_tokens = config.max_sequence_length or row.text_tokens
-    tokens = draft.height * draft.width // TOKEN_PIXELS**2
+    seen = draft.tile or (draft.height, draft.width)
+    sigmas = parts.schedule.sigmas(draft.steps, seen[0] * seen[1] // TOKEN_PIXELS**2, config.sigmas)
     guidance = row.guidance if config.guidance is None else config.guidance
+    tokens = draft.height * draft.width // TOKEN_PIXELS**2
     tiled = tiled or max(tokens, draft.encodes) * CELL**2 > TILED_VAE_FROM
     return Plan(
         request=request,
@@ -90,7 +93,8 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         height=draft.height,
         width=draft.width,
         own_size=draft.own_size,
-        sigmas=draft.levels or parts.schedule.sigmas(draft.steps, tokens, config.sigmas),
+        tile=draft.tile,
+        sigmas=tuple(draft.levels(sigmas)) if draft.levels else sigmas,
         first=draft.first,
         start_steps=draft.start_steps,
         guidance=(guidance or 0.0) if draft.transformer.guidance_embeds else None,
@@ -99,6 +103,7 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         encodes=draft.encodes,
         tiled=tiled,
         extra_tokens=draft.extra_tokens,
+        sides=draft.sides,
         prompt=request.prompt if draft.prompt is None else draft.prompt,
         texts=draft.texts,
         loras=tuple(find_lora(name) for name in draft.loras),
@@ -113,12 +118,17 @@ def forecast(parts: Parts, plan: Plan, batch: int = 1) -> int:
     text, text_2, transformer, vae = (
         parts.weight_bytes(part, precision) for part in ("text_encoder", "text_encoder_2", "transformer", "vae")
     )
-    drawing = transformer_bytes(plan.transformer, plan.tokens, plan.text_tokens + plan.extra_tokens, batch)
+    seen = plan.seen[0] * plan.seen[1] // TOKEN_PIXELS**2
+    drawing = transformer_bytes(plan.transformer, seen, plan.text_tokens + plan.extra_tokens, batch)
     decoding = vae_bytes(parts.vae_config, max(plan.tokens, plan.encodes), plan.tiled)
+    sides = {side: parts.weight_bytes(side, precision) for side in plan.sides}
     if parts.all_stay(precision):
-        return text + text_2 + transformer + vae + max(drawing, decoding)
+        return text + text_2 + transformer + vae + sum(sides.values()) + max(drawing, decoding)
+    beside = sum(size for side, size in sides.items() if side.stays)
     stays = transformer if len(plan.request.seeds) > batch else 0  # for the next seeds
-    return max(text + text_2, transformer + drawing, stays + vae + decoding)
+    return max(
+        text + text_2, vae + sum(sides.values()), beside + transformer + drawing, beside + stays + vae + decoding
+    )
 
 
 def transformer_bytes(config: TransformerConfig, tokens: int, other_tokens: int, batch: int) -> int:

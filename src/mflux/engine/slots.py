@@ -25,6 +25,7 @@ from mflux.images.picture import describe, described
 from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import EditAttention, JointView, Residuals, StreamModulation, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS, Row
+from mflux.weights.resolve import Side
 
 # Names of conditions and how to find their classes: conditions import the engine, so the engine asks by name only.
 ROOMS: list[tuple[frozenset[str], Callable[[str], type["Condition"]]]] = []
@@ -50,16 +51,20 @@ class Draft:
     width: int | None = None
     own_size: bool = False  # the canvas is a source's own size, padded; nobody asked for another
     first: int = 0  # the first step that runs
+    tile: tuple[int, int] | None = None  # height and width of the tiles that are drawn, px; None: all at once
     channels: int = TOKEN_CHANNELS  # per image token at the network's input
     channels_by: str = ""  # the condition that adds channels
     channels_model: str = "dev"  # an alias whose network takes so many
     start_by: str = ""  # the condition that makes the first latents
+    inverted_by: str = ""  # the condition whose picture's own noise is in place of the seed's
     start_steps: int = 0  # network calls that this takes
+    whole_by: str = ""  # a condition that cannot be drawn in tiles
     edit_by: str = ""  # the condition that replaces the attention's output
     encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
     references_by: str = ""  # the condition that has reference pictures
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
-    levels: tuple[float, ...] = ()  # noise levels in place of the schedule's
+    levels: Callable[[Sequence[float]], Sequence[float]] | None = None  # noise levels of the run from the schedule's
+    sides: tuple[Side, ...] = ()  # networks beside the model's own
     prompt: str | None = None  # in place of the request's
     texts: tuple[str, ...] = ()  # to encode besides the prompt
     loras: tuple[str, ...] = ()  # that methods have of their own; the user's come after them
@@ -77,6 +82,10 @@ class Draft:
     def sized(self, height: int, width: int, own_size: bool = False) -> "Draft":
         """With a size, unless one is there."""
         return self if self.height else replace(self, height=height, width=width, own_size=own_size)
+
+    def beside(self, side: Side) -> "Draft":
+        """With a network beside the model's own."""
+        return self if side in self.sides else replace(self, sides=(*self.sides, side))
 
     def noted(self, note: str) -> "Draft":
         return self if note in self.notes else replace(self, notes=(*self.notes, note))
@@ -127,23 +136,35 @@ class Draft:
         check_number("image_strength", wish, 0, 1, below=True)
         return self.starting(image_strength_start(self.steps, wish), who)
 
-    def starting(self, first: int, who: str, calls: int = 0) -> "Draft":
-        """With start latents made by `who` in so many network calls, from step `first` on; one can do that."""
-        if self.start_by:
-            raise UsageError(f"{who} and {self.start_by} both make the first latents", "use one of them")
+    def starting(self, first: int, who: str) -> "Draft":
+        """With start latents made by `who`, from step `first` on; at most one condition can make them."""
+        if self.start_by or (self.inverted_by and first):
+            others = self.start_by or self.inverted_by
+            raise UsageError(f"{who} and {others} both make the first latents", "use one of them")
         if first >= self.steps:
             raise UsageError(
                 f"{self.steps} steps with this strength leave no step to draw",
                 "use more steps, or a strength that changes the picture more",
                 "num_inference_steps",
             )
-        return replace(self, first=first, start_by=who, start_steps=calls)
+        return replace(self, first=first or self.first, start_by=who)
+
+    def inverting(self, first: int, who: str) -> "Draft":
+        """With a picture's own noise from step `first` on: it goes with what would begin at pure noise."""
+        if self.inverted_by or self.first or self.levels:
+            others = self.inverted_by or self.start_by
+            raise UsageError(f"{who} and {others} both make the first latents", "use one of them")
+        return replace(self.whole(who), first=first, inverted_by=who, start_steps=self.steps - first)
 
     def editing(self, who: str) -> "Draft":
         """With an attention output replaced by `who`; at most one condition can do that."""
         if self.edit_by:
             raise UsageError(f"{who} and {self.edit_by} both edit inside the attention", "give all edits to one")
-        return replace(self, edit_by=who)
+        return replace(self.whole(who), edit_by=who)
+
+    def whole(self, who: str) -> "Draft":
+        """With a condition that has to see all of the picture at once."""
+        return replace(self, whole_by=who)
 
 
 @dataclass(frozen=True)
@@ -156,6 +177,7 @@ class Plan:
     height: int
     width: int
     own_size: bool
+    tile: tuple[int, int] | None
     sigmas: tuple[float, ...]
     first: int
     start_steps: int
@@ -165,6 +187,7 @@ class Plan:
     encodes: int
     tiled: bool
     extra_tokens: int
+    sides: tuple[Side, ...]
     prompt: str
     texts: tuple[str, ...]
     loras: tuple[Path, ...]
@@ -179,6 +202,11 @@ class Plan:
     @property
     def tokens(self) -> int:
         return self.height * self.width // CELL**2
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width that the network sees at once, px."""
+        return self.tile or (self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -210,26 +238,30 @@ class Branch:
     guidance: float | None
 
 
+# (latents, at, cells) -> what is added after each block in this step, for all branches; None: nothing.  cells: which
+# of the picture's tokens the latents are; None: all.
+StepResiduals = Callable[[mx.array, At, mx.array | None], Residuals | None]
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What a condition does during one run.  `merge` puts those of several conditions together.
 
-    The three about attention are asked before each pass (step and branch) and answer with what works inside its blocks,
-    or None for the plain pass: what a pass carries from block to block lives in the answer.
+    The three about attention are asked before each pass (step; 0 for the prompt's, 1 for the negative one of true CFG)
+    and answer with what works inside its blocks, or None for the plain pass: what a pass carries from block to block
+    lives in the answer.
     """
 
     start: Iterator[Step] | None = None  # its last step is the run's first latents
     tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # like those of Inputs, but of this run: (B, R, 64)
-    text_modulation: Callable[[At, Branch], list[StreamModulation] | None] | None = None  # of the joint blocks
-    edit_attention: Callable[[At, Branch], EditAttention | None] | None = None
-    watch_attention: Sequence[Callable[[At, Branch], Callable[[JointView], None] | None]] = ()
-    residuals: Sequence[Residuals] = ()
+    text_modulation: Callable[[At, int], list[StreamModulation] | None] | None = None  # of the joint blocks
+    edit_attention: Callable[[At, int], EditAttention | None] | None = None
+    watch_attention: Sequence[Callable[[At, int], Callable[[JointView], None] | None]] = ()
+    residuals: Sequence[StepResiduals] = ()
     steer: Sequence[Callable[[mx.array, mx.array, At], mx.array]] = ()  # (velocity, x, at) -> velocity
     after_step: Sequence[Callable[[mx.array, At], mx.array]] = ()  # (x, at) -> x at noise level at.sigma_next
     keep: Sequence[Callable[[], Sequence[mx.array]]] = ()  # arrays to evaluate with each step
-    artifacts: Sequence[
-        Callable[[int, np.ndarray], Mapping[str, Any]]
-    ] = ()  # of a picture: its place in the run, pixels
+    artifacts: Sequence[Callable[[int, np.ndarray], Mapping[str, Any]]] = ()  # (place in the run, its pixels) -> named
 
 
 @dataclass(frozen=True)
@@ -238,7 +270,7 @@ class Stage:
 
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
-    network: Callable[[Any], Any]  # a loaded network: a part of the model by its name
+    network: Callable[[Any], Any]  # a loaded network: a Side of the plan, or a part of the model by its name
     text: Callable[[str], EncodedText]  # one of the plan's texts
 
 
@@ -248,10 +280,12 @@ class Run:
 
     plan: Plan
     noise: mx.array  # (B, S, 64)
+    branches: tuple[Branch, ...]  # the prompt's; with true CFG also the negative one
+    inputs: Inputs  # of all conditions together
     latents_of: Callable[[Request], mx.array]  # what another request ends in, (B, S, 64), drawn from the same noise
-    seeds: tuple[int, ...] = ()
-    branches: tuple[Branch, ...] = ()
-    network: Callable[[], Any] = lambda: None  # the run's Network; it is loaded by the first call
+    seeds: tuple[int, ...]
+    network: Callable[[], Any]  # the run's Network; it is loaded by the first call
+    begun: Callable[[], mx.array]  # once steps run: the latents that they began with
 
 
 def no_hooks(run: Run) -> Hooks:
@@ -340,6 +374,22 @@ def merge(all_hooks: Sequence[Hooks]) -> Hooks:
         keep=[each for hooks in all_hooks for each in hooks.keep],
         artifacts=[each for hooks in all_hooks for each in hooks.artifacts],
     )
+
+
+def artifacts_of(hooks: Hooks, index: int, pixels: np.ndarray) -> dict[str, Any]:
+    """Artifacts of one picture by name; those whose name is taken become `name_2`, `name_3`, ..."""
+    found: dict[str, Any] = {}
+    for name, value in (item for made in hooks.artifacts for item in made(index, pixels).items()):
+        count = sum(key == name or key.rpartition("_")[0] == name for key in found)
+        found[f"{name}_{count + 1}" if count else name] = value
+    return found
+
+
+def check_tiles(draft: Draft) -> None:
+    """Refuse tiles for what has to see the whole picture."""
+    if draft.tile and draft.whole_by:
+        problem = f"{draft.whole_by} needs the whole picture at once, but one of this size is drawn in tiles"
+        raise UsageError(problem, "give a smaller `height` and `width`")
 
 
 def check_channels(draft: Draft) -> None:

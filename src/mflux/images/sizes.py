@@ -10,6 +10,7 @@ from mflux.engine.request import CELL, MAX_SIDE, short
 from mflux.errors import UsageError
 
 PADDING_HINT = "give top, right, bottom, left in px or per cent, for example `0,25%,0,25%`"
+CSS_SIDES = ((0, 0, 0, 0), (0, 1, 0, 1), (0, 1, 2, 1), (0, 1, 2, 3))  # which of 1 to 4 values each side has
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -36,13 +37,15 @@ def of_area(area: float, height: int, width: int) -> tuple[int, int]:
 def parse_padding(padding: str | Sequence[int | str], height: int, width: int) -> tuple[int, int, int, int]:
     """Top, right, bottom, left in px, from numbers or per cents of the side, in a text with commas or a list.
 
-    Raises UsageError for anything else, and where the whole would be larger than pictures may be.
+    Fewer than four mean what they mean in CSS: the other sides are those opposite.  Raises UsageError for anything
+    else, and where the whole would be larger than pictures may be.
     """
     parts = padding.split(",") if isinstance(padding, str) else list(padding)
-    if len(parts) != 4:
-        raise UsageError(f"{short(padding)} has {len(parts)} parts, not 4", PADDING_HINT, "outpaint")
+    if not 1 <= len(parts) <= 4:
+        raise UsageError(f"{short(padding)} has {len(parts)} parts, not 1 to 4", PADDING_HINT, "outpaint")
+    sides = [parts[index] for index in CSS_SIDES[len(parts) - 1]]
     top, right, bottom, left = (
-        part_of_side(part, side) for part, side in zip(parts, (height, width, height, width), strict=True)
+        part_of_side(part, side) for part, side in zip(sides, (height, width, height, width), strict=True)
     )
     if not (top or right or bottom or left):
         raise UsageError(f"{short(padding)} adds nothing", PADDING_HINT, "outpaint")
@@ -53,8 +56,8 @@ def parse_padding(padding: str | Sequence[int | str], height: int, width: int) -
 
 
 def part_of_side(part: int | str, side: int) -> int:
-    """`64` or `30%` of a side, in px."""
-    text = str(part).strip()
+    """`64`, `64px` or `30%` of a side, in px."""
+    text = str(part).strip().removesuffix("px")
     number = text.removesuffix("%").strip()
     if not re.fullmatch(r"\d{1,6}" if number == text else r"\d{1,6}(\.\d+)?", number, re.ASCII):
         raise UsageError(f"{short(part)} is no length", PADDING_HINT, "outpaint")

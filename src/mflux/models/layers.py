@@ -243,8 +243,8 @@ class Convolution(nn.Conv2d):
     On the CPU, MLX copies the nine neighbours of every pixel before it multiplies; here that happens strip by strip.
     """
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, kernel_size=3, padding=1)
+    def __init__(self, inputs: int, outputs: int, bias: bool = True):
+        super().__init__(inputs, outputs, kernel_size=3, padding=1, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         height, row = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3] * 9
@@ -253,7 +253,8 @@ class Convolution(nn.Conv2d):
             return super().__call__(x)
         padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
         strips = [mx.conv2d(padded[:, top : top + step + 2], self.weight) for top in range(0, height, step)]
-        return mx.concatenate(strips, axis=1) + self.bias
+        out = mx.concatenate(strips, axis=1)
+        return out + self.bias if "bias" in self else out
 
 
 class QuantizedLinear(nn.QuantizedLinear):

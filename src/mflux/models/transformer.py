@@ -7,7 +7,7 @@ of channels is one of them, and the rotation one multiplication.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -70,7 +70,7 @@ class ModulationTable(NamedTuple):
     image: list[StreamModulation]  # a joint block each
     text: list[StreamModulation]
     single: list[Modulation]
-    head: tuple[mx.array, mx.array]  # scale, shift
+    head: tuple[mx.array, ...]  # scale, shift; none in a network without head
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class BlockHooks:
     edit_attention: EditAttention | None = None
     watch_attention: Sequence[Callable[[JointView], None]] = ()
     residuals: Sequence[Residuals] = ()  # (`joint` or `single`, index, image) -> what is added after that block
-    target_tokens: int = field(default=0)
+    target_tokens: int = 0  # 0: all
 
 
 NO_HOOKS = BlockHooks()
@@ -292,7 +292,7 @@ class SideText(NamedTuple):
     after: mx.array  # (B, T, D): the text after the block
     qkv: QKV
     attended: mx.array  # (B, T, D), before the output projection
-    image_attended: mx.array | None  # (B, target tokens, D): what the image would have read from it
+    image_attended: mx.array  # (B, target tokens or 0, D): what the image would have read from it
 
 
 def beside(view: JointView, text: mx.array, modulation: StreamModulation, image_reads: bool) -> SideText:
@@ -313,7 +313,7 @@ def beside(view: JointView, text: mx.array, modulation: StreamModulation, image_
     attended, image_attended = mx.split(out, [count], axis=1)
     text = text + modulation.attention.gate * block.attn.to_add_out(attended)
     after = feed_forward(text, block.ff_context, modulation.feed_forward)
-    return SideText(after, qkv, attended, image_attended if image_reads else None)
+    return SideText(after, qkv, attended, image_attended)
 
 
 def feed_forward(x: mx.array, network: FeedForward, modulation: Modulation) -> mx.array:
@@ -352,8 +352,8 @@ class SingleBlock(nn.Module):
         return x + modulation.gate * self.proj_out(mx.concatenate([attended, hidden], axis=-1))
 
 
-class FluxTransformer(nn.Module):
-    """FLUX.1's velocity network."""
+class FluxBlocks(nn.Module):
+    """The embedders and blocks that FLUX.1's velocity network and its ControlNets have in common."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -363,8 +363,11 @@ class FluxTransformer(nn.Module):
         self.time_text_embed = TimeTextEmbedding(config)
         self.transformer_blocks = [JointBlock(config) for _ in range(config.num_layers)]
         self.single_transformer_blocks = [SingleBlock(config) for _ in range(config.num_single_layers)]
-        self.norm_out = ModulationLinear(config.width, 2)
-        self.proj_out = nn.Linear(config.width, config.out_channels)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What the activations are computed in; adapters may stand in for any Linear, but for no norm."""
+        return (*self.transformer_blocks, *self.single_transformer_blocks)[0].attn.norm_q.weight.dtype
 
     def drop_modulation(self) -> None:
         """Forget the weights of all blocks' modulations, 27 % of FLUX.1; `modulate` cannot be called again."""
@@ -376,18 +379,22 @@ class FluxTransformer(nn.Module):
     def modulate(self, sigma: mx.array, guidance: mx.array | None, pooled: mx.array) -> ModulationTable:
         """All modulations for noise levels sigma (B,), guidance (B,) or None, pooled text (B, P); B may be 1."""
         activated = silu(self.time_text_embed(sigma, guidance, pooled))
-        head = self.norm_out(activated)
+        head = self.norm_out(activated) if "norm_out" in self else ()
         return ModulationTable(
             image=[stream_modulation(block.norm1, activated) for block in self.transformer_blocks],
             text=[stream_modulation(block.norm1_context, activated) for block in self.transformer_blocks],
             single=[Modulation(*block.norm(activated)) for block in self.single_transformer_blocks],
-            head=(head[0], head[1]),
+            head=tuple(head),
         )
 
-    def modulate_text(self, sigma: mx.array, guidance: mx.array | None, pooled: mx.array) -> list[StreamModulation]:
-        """The text's part of `modulate`, a joint block each."""
-        activated = silu(self.time_text_embed(sigma, guidance, pooled))
-        return [stream_modulation(block.norm1_context, activated) for block in self.transformer_blocks]
+
+class FluxTransformer(FluxBlocks):
+    """FLUX.1's velocity network."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config)
+        self.norm_out = ModulationLinear(config.width, 2)
+        self.proj_out = nn.Linear(config.width, config.out_channels)
 
     def __call__(
         self, tokens: mx.array, text: mx.array, table: ModulationTable, rope: mx.array, hooks: BlockHooks = NO_HOOKS

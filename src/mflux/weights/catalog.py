@@ -13,6 +13,8 @@ from mflux.errors import UsageError
 from mflux.paths import expand
 
 MAX_HUB_ID = 96
+BITS = (3, 4, 5, 6, 8)  # a weight, as MLX packs them
+LAYOUTS = ("mflux", "diffusers")  # of saved models
 BUILT_IN = Path(__file__).parent.parent / "tiny"
 
 
@@ -81,15 +83,30 @@ ROWS = (
         panel=576,
         aliases=("try-on",),
     ),
+    Row("dev-upscaler", "dev", "upscaler", BFL + "dev", steps=28),
     Row("tiny", "tiny", "base", folder="base", **DEMO),
     Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
     Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
+    Row("tiny/depth", "tiny", "depth", folder="depth", companion="tiny", **DEMO),
+    Row("tiny/canny", "tiny", "canny", folder="canny", companion="tiny", **DEMO),
+    Row("tiny/controlnet", "tiny", "controlnet", folder="controlnet", companion="tiny", **DEMO),
+    Row("tiny/upscaler", "tiny", "upscaler", folder="upscaler", companion="tiny", **DEMO),
     Row("tiny/redux", "tiny", "redux", folder="redux", companion="tiny", **DEMO),
     Row("tiny/in-context", "tiny", "in-context", folder="in-context", companion="tiny", **PANEL_DEMO),
     Row("tiny/ic-edit", "tiny", "ic-edit", folder="ic-edit", companion="tiny/fill", **PANEL_DEMO),
     Row("tiny/try-on", "tiny", "try-on", folder="try-on", companion="tiny/fill", **PANEL_DEMO),
 )
 BY_NAME = {name: row for row in ROWS for name in row.names}
+# What works beside a model in a role, by the model's family: hub ids, and folders below BUILT_IN for `tiny`.
+SIDES = {
+    ("controlnet", "dev"): "InstantX/FLUX.1-dev-Controlnet-Canny",
+    ("controlnet", "tiny"): "controlnet/controlnet",
+    ("upscaler", "dev"): "jasperai/Flux.1-dev-Controlnet-Upscaler",
+    ("upscaler", "tiny"): "upscaler/controlnet",
+    ("depth estimator", "dev"): "apple/DepthPro-hf",
+    ("depth estimator", "tiny"): "depth/depth_pro",
+    ("image encoder", "dev"): "openai/clip-vit-large-patch14",
+}
 TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}
 TASK_CHANNELS |= {"in-context": 64, "ic-edit": 384, "try-on": 384}
 # LoRAs that methods have of their own, as names of files on the hub.  Source: ali-vilab/In-Context-LoRA, ICEdit.
@@ -110,11 +127,12 @@ METHOD_LORAS["ic-edit"] = "RiverZ/normal-lora:pytorch_lora_weights.safetensors"
 
 
 def find(name: str, task: str = "base") -> Row | None:
-    """The row of an alias; a family's bare name means its row for `task` where it has weights of its own for that."""
+    """The row of an alias; a bare name means its row for `task` where the same model, or the built-in, has one."""
     row = BY_NAME.get(name)
-    if row and row.family == "tiny" and row.task == "base":
-        return BY_NAME.get(f"{row.name}/{task}", row)
-    return row
+    if row is None or row.task != "base":
+        return row
+    own = BY_NAME.get(f"tiny/{task}" if row.family == "tiny" else f"{row.name}-{task}")
+    return own if own and own.repo == row.repo else row
 
 
 def of_task(family: str, task: str) -> Row | None:
@@ -142,12 +160,26 @@ def nearest(name: str) -> str:
     return f"did you mean {names}?  Or give a folder, or a hub id such as `black-forest-labs/FLUX.1-dev`"
 
 
+def is_hub_id(name: str) -> bool:
+    """True for what the hub could know: `owner/name`."""
+    plausible = re.fullmatch(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", name, re.ASCII) and len(name) <= MAX_HUB_ID
+    return bool(plausible) and not (name.startswith("tiny/") or ".." in name or "--" in name)
+
+
+def check_repo(name: str, field_name: str) -> None:
+    """Refuse what is no hub id, where a folder would also do."""
+    if not is_hub_id(name):
+        problem = f"there is no folder `{name[:100]}`"
+        raise UsageError(
+            problem, "give a folder with config.json and safetensors, or a hub id `owner/name`", field_name
+        )
+
+
 def check_name(name: str) -> None:
     """Refuse what is no alias, no existing path and no hub id, before anything heavy is imported."""
     if find(name) or expand(name, "model").exists():
         return
-    plausible = re.fullmatch(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", name, re.ASCII) and len(name) <= MAX_HUB_ID
-    if not plausible or name.startswith(f"{ROWS[-1].family}/") or ".." in name or "--" in name:
+    if not is_hub_id(name):
         looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
         problem = f"there is no folder `{name}`" if looks_like_path else f"unknown model `{name[:100]}`"
         raise UsageError(problem, nearest(name), "model")

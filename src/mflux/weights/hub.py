@@ -15,7 +15,7 @@ Found = TypeVar("Found")
 GATED, TOO_MANY = (401, 403), 429
 
 
-def download_snapshot(repo: str, patterns: list[str], check: Callable[[Path], None]) -> Path:
+def download_snapshot(repo: str, patterns: list[str], check: Callable[[Path], object]) -> Path:
     """The local folder of a repository, downloaded if it is not there whole.  check: raises ModelError if it is not."""
     from huggingface_hub import snapshot_download
 

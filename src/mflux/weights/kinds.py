@@ -4,7 +4,7 @@ Sizes come from config.json, or from the shapes of a file that has none; never f
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ import mlx.nn as nn
 
 from mflux.errors import ModelError
 from mflux.models.layers import ACTIVATIONS, GROUP_SIZE
-from mflux.models.siglip import ReduxConfig, ReduxEmbedder, SiglipConfig, SiglipEncoder
 from mflux.models.text_clip import ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig
 from mflux.models.vae import Vae, VaeConfig
 from mflux.weights.files import TensorInfo, read_header, read_json, saved_by_mflux, tensors_in
+from mflux.weights.layouts import Rule
 
 MAX_LAYERS, MAX_SIZE = 1000, 2**20  # beyond these a config.json is damaged
 LAYER_COUNTS = ("num_layers", "num_single_layers", "layers_per_block", "num_hidden_layers")
@@ -36,9 +36,13 @@ class NetworkKind(NamedTuple):
     tolerated: str  # tensors of the file that may stay unused, a regular expression
     aliases: dict[str, str]  # names in some files -> ours
     prefix: str = ""  # of all our names; transformers 5 saves without it
+    section: str = ""  # of a config.json that also describes other networks
+    sizes: Callable[[Path], Any] | None = None  # of a single file, where they follow from its tensors
+    table: dict[str, Rule] = {}  # noqa: RUF012  (names in single files; nobody changes it)
 
 
-KINDS = {
+# The parts of a model.  A condition that needs a network beside them adds its kind when it is imported.
+KINDS: dict[str, NetworkKind] = {
     "transformer": NetworkKind(TransformerConfig, FluxTransformer, r"$^", {}),
     "text_encoder": NetworkKind(
         ClipConfig,
@@ -54,14 +58,6 @@ KINDS = {
         {"encoder.embed_tokens.weight": "shared.weight"},
     ),
     "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
-    "image_encoder": NetworkKind(
-        SiglipConfig,
-        SiglipEncoder,
-        r"vision_model\.(head\..*|embeddings\.position_ids)",
-        {},
-        prefix="vision_model.",
-    ),
-    "image_embedder": NetworkKind(ReduxConfig, ReduxEmbedder, r"$^", {}),
 }
 
 
@@ -93,12 +89,12 @@ def read_config(part: str, folder: Path) -> Any:
     """
     path, kind = folder / "config.json", KINDS[part].config
     if folder.is_file() or (saved_by_mflux(folder) and not path.is_file()):
-        return config_from_shapes(folder) if part == "transformer" else kind()
-    raw, values = read_json(path), {}
-    for each in fields(kind):
-        value = raw.get(each.name)
-        if value is not None:  # diffusers writes null for "the default", for example out_channels
-            values[each.name] = check_size(path, each.name, value, each.default)
+        sizes = config_from_shapes if part == "transformer" else KINDS[part].sizes
+        return sizes(folder) if sizes else kind()
+    raw = read_json(path)
+    section = raw.get(KINDS[part].section)
+    raw = {**raw, **section} if isinstance(section, dict) else raw
+    values = read_sizes(path, raw, kind)
     if part == "transformer" and not raw.get("out_channels"):
         values["out_channels"] = values.get("in_channels", TransformerConfig.in_channels)
     config = kind(**values)
@@ -106,12 +102,28 @@ def read_config(part: str, folder: Path) -> Any:
     return config
 
 
+def read_sizes(path: Path, raw: dict[str, Any], kind: type) -> dict[str, Any]:
+    """The values of a (part of a) config.json that `kind` has fields for."""
+    values = {}
+    for each in fields(kind):
+        value = raw.get(each.name)
+        if value is None:  # diffusers writes null for "the default", for example out_channels
+            continue
+        if is_dataclass(each.default) and isinstance(value, dict):
+            nested: Any = type(each.default)
+            values[each.name] = nested(**read_sizes(path, value, nested))
+        else:
+            values[each.name] = check_size(path, each.name, value, each.default)
+    return values
+
+
 def check_size(path: Path, name: str, value: Any, default: Any) -> Any:
     """One value of a config.json, of its default's kind and in a sane range.  Raises ModelError."""
     if isinstance(default, bool):
         sound = isinstance(value, bool)
     elif isinstance(default, tuple):
-        sound = isinstance(value, list) and len(value) == len(default) and all(whole(n, 0, MAX_SIZE) for n in value)
+        sound = isinstance(value, list) and len(value) == len(default)
+        sound = sound and all(fits_in_list(n, example) for n, example in zip(value, default, strict=True))
         value = tuple(value) if sound else value
     elif isinstance(default, int):
         counts = name in LAYER_COUNTS
@@ -121,11 +133,18 @@ def check_size(path: Path, name: str, value: Any, default: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_SIZE
         sound = number and (value > 0 or not name.endswith(("eps", "epsilon", "scaling_factor")))
     else:
-        sound = isinstance(value, str)
+        sound = isinstance(value, str) and isinstance(default, str)
     if not sound:
         shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:50]}..."
         raise ModelError(f"`{path}`: `{name}` is {shown}, which is no size of a model", CONFIG_HINT)
     return value
+
+
+def fits_in_list(value: Any, example: float) -> bool:
+    """True for a sane number of the example's kind: whole, or a share of 1."""
+    if isinstance(example, int):
+        return whole(value, 0, MAX_SIZE)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def whole(value: Any, low: int, high: int) -> bool:
@@ -134,12 +153,12 @@ def whole(value: Any, low: int, high: int) -> bool:
 
 def check_config(path: Path, config: Any) -> None:
     """Refuse sizes that contradict each other."""
-    problem = ""
+    problem = getattr(config, "problem", "")
     if isinstance(config, TransformerConfig):
         if sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope):
             sizes = f"{config.axes_dims_rope} should be even and add up to `attention_head_dim`"
             problem = f"`axes_dims_rope` {sizes} {config.attention_head_dim}"
-    elif isinstance(config, ClipConfig | SiglipConfig):
+    elif hasattr(config, "hidden_act"):  # the encoders of CLIP's kind
         if config.hidden_act not in ACTIVATIONS:
             problem = f"`hidden_act` is `{config.hidden_act[:60]}`; known: {', '.join(ACTIVATIONS)}"
         elif config.hidden_size % config.num_attention_heads:
@@ -158,7 +177,7 @@ def check_config(path: Path, config: Any) -> None:
 def own_tensors(part: str, path: Path) -> dict[str, TensorInfo]:
     """The tensors of a part in a single file, without the prefix that all-in-one files give it."""
     infos = read_header(path)
-    for prefix in FILE_PREFIXES[part]:
+    for prefix in FILE_PREFIXES.get(part, ()):
         if any(name.startswith(prefix) for name in infos):
             return {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
     return infos

@@ -1,4 +1,4 @@
-"""From what the user calls a model to the folders of its parts: alias, hub id, local folder, or single file.
+"""From what the user calls a model, or a network beside it, to folders: alias, hub id, local folder, or single file.
 
 Offline first: a finished download is used without asking the network.  Nothing falls back silently.
 """
@@ -6,16 +6,19 @@ Offline first: a finished download is used without asking the network.  Nothing 
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mflux.errors import ModelError, UsageError
 from mflux.paths import expand
 from mflux.weights.catalog import (
     BUILT_IN,
     BY_NAME,
+    SIDES,
     TASK_CHANNELS,
     Row,
     by_repo,
     check_name,
+    check_repo,
     find,
     of_task,
     require,
@@ -32,6 +35,8 @@ SIDE_PARTS = ("image_encoder", "image_embedder")  # that only some models have
 TOKENIZER_FILES = {"tokenizer": ("vocab.json", "tokenizer.json"), "tokenizer_2": ("tokenizer.json", "spiece.model")}
 ENDINGS = (".json", ".safetensors", ".txt", ".model")
 PATTERNS = [MANIFEST, *(f"{part}/*{end}" for part in PARTS for end in ENDINGS)]
+SIDE_PATTERNS = ["*.json", "*.safetensors"]
+RUNS_CODE = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ class ModelSource:
     name: str
     row: Row
     folders: dict[str, Path]
+
+
+class Side(NamedTuple):
+    """A network beside the model: its kind, a key of KINDS, and its folder.  stays: it works in every step of a run."""
+
+    kind: str
+    place: Path
+    stays: bool = False
 
 
 def resolve(name: str, task: str = "base", base_model: str | None = None) -> ModelSource:
@@ -110,7 +123,7 @@ def single_file(name: str, row: Row | None, path: Path, task: str = "base") -> M
         )
     config = config_from_shapes(path)
     row = row or row_for(config.in_channels, config.guidance_embeds, task)
-    family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
+    family = own_model(row)
     autoencoder = path.parent / "ae.safetensors"
     folders = {**family.folders, "transformer": path} | ({"vae": autoencoder} if autoencoder.is_file() else {})
     for part in ("text_encoder", "text_encoder_2", "vae"):  # all-in-one files hold these too
@@ -119,8 +132,13 @@ def single_file(name: str, row: Row | None, path: Path, task: str = "base") -> M
     return ModelSource(name, row, folders)
 
 
+def own_model(row: Row) -> ModelSource:
+    """The model that a row names, which lends a file of its family the parts that it lacks."""
+    return built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
+
+
 def built_in(row: Row) -> ModelSource:
-    """A model that ships inside the package."""
+    """A model that ships inside the package.  Raises ModelError for one that this version does not have."""
     if not (BUILT_IN / row.folder).is_dir():
         raise ModelError(f"`{row.name}` is not trained yet", "this version has no weights for it; use another model")
     folders = {part: BUILT_IN / row.folder / part for part in PARTS} | side_folders(BUILT_IN / row.folder)
@@ -138,7 +156,7 @@ def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> M
     folders = {part: folder / part for part in PARTS} | side_folders(folder)
     missing = [part for part in NETWORKS if not folders[part].is_dir()]
     if missing and row and "transformer" not in missing:  # a fine-tune of the transformer alone
-        family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
+        family = own_model(row)
         folders = {part: path if path.is_dir() else family.folders[part] for part, path in folders.items()}
     elif missing:
         raise UsageError(
@@ -188,3 +206,33 @@ def check_whole(folder: Path, holds: dict[str, str] | None = None) -> None:
     for part, names in TOKENIZER_FILES.items():
         if not any((folder / part / name).is_file() for name in names):
             raise ModelError(f"`{folder / part}` has none of {', '.join(names)}", "download the model again")
+
+
+def find_side(kind: str, name: str, field: str, stays: bool = False) -> Side:
+    """Find a network by hub id, folder, or a safetensors file with its config.json beside it.
+
+    Raises UsageError for a name that means none, and for a file that could run code; ModelError where it is incomplete
+    or cannot be downloaded.
+    """
+    place = expand(name, field)
+    if place.suffix in RUNS_CODE:
+        problem = f"`{name}` is a pickle, which runs code when it is opened; it was not opened"
+        raise UsageError(problem, "give the safetensors form, a folder or hub id", field)
+    folder = place.parent if place.is_file() else place
+    if not folder.is_dir():
+        check_repo(name, field)
+        folder = download_snapshot(name, SIDE_PATTERNS, tensors_in)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"`{folder}` has no config.json", "give the folder of the network, or its hub id", field)
+    return Side(kind, folder, stays)
+
+
+def default_side(kind: str, role: str, family: str, field: str, stays: bool = False) -> Side:
+    """The network that a method uses in this role unless it is told otherwise."""
+    if (role, family) in SIDES and family == "tiny":
+        folder = BUILT_IN / SIDES[role, family]
+        if not folder.is_dir():
+            problem = f"the built-in model has no {role} in this version"
+            raise ModelError(problem, "name one of your own, or use FLUX.1, for example `--model dev`")
+        return Side(kind, folder, stays)
+    return find_side(kind, SIDES[role, "dev"], field, stays)
