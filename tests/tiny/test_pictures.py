@@ -12,7 +12,10 @@ from evaluate_kontext import product_painter as product_editor
 
 GUIDANCE = 3.5
 COUNT = 24
-BARS = {"seen": {"color": 85, "background": 85, "shape": 65, "place": 85}, "two": {"background": 80, "place": 80}}
+BARS = {
+    "seen": {"color": 90, "background": 90, "shape": 85, "place": 90},
+    "two": {"color": 85, "background": 90, "place": 90},
+}
 
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in SETS if chosen.name in BARS], ids=lambda chosen: chosen.name)
