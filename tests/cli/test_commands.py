@@ -14,9 +14,12 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
 from mflux.cli.main import Run
+from mflux.cli.options import real, whole
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
+from mflux.cli.parse import parse, spelled
 from mflux.cli.save_depth import SaveDepth
+from mflux.cli.watch import Watching
 from mflux.engine.request import Request
 from mflux.weights.save import Saving
 
@@ -24,7 +27,7 @@ READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Sa
 READERS["Asked"] = make_dataclass(
     "Asked", ("file", "model", "action", "paths", "shell", "folder")
 )  # read straight from the values
-READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
+READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask, "Watching": Watching}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 
 
@@ -57,7 +60,7 @@ def test_no_flag_is_there_twice(command):
             "--prompt --prompt-file --negative-prompt --true-cfg --model --path --output --seed --auto-seeds --height "
             "--width --steps --guidance --quantize --image-path --image-strength --mask-path --vae-tiling "
             "--max-sequence-length --noise --batch-size --metadata --no-metadata --ip-adapter --ip-adapter-image "
-            "--ip-adapter-scale",
+            "--ip-adapter-scale --progress --preview --stepwise-image-output-dir --battery-percentage-stop-limit -B",
         ),
         (
             "mflux-generate-fill",
@@ -93,6 +96,27 @@ def test_no_flag_is_there_twice(command):
 def test_the_flags_of_the_contract_are_there(command, flags):
     known = {flag for option in BY_NAME[command].options for flag in option.flags.split()}
     assert set(flags.split()) <= known
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_values_can_be_spelled_as_flags_again(command):
+    """Every flag of the command at once, with values that are easily misread."""
+    values = {}
+    for option in command.options:
+        words = {whole: 3, real: -0.5}.get(option.parse.get("type"), "-a b")
+        if not option.is_flag:
+            words = option.parse.get("choices", ("file",))[0]
+        elif str(option.parse.get("nargs")) in "+*":
+            words = [words, words] if words != "-a b" else ["a b", "c"]
+        action = option.parse.get("action", "")
+        if action == "append_const":
+            words = [option.parse["const"]]
+        elif action.startswith("store_"):
+            words = action == "store_true"
+        elif action == "append":
+            words = [words, words]
+        values[option.name] = words
+    assert parse(command, [*spelled(command, values)]) == values
 
 
 @pytest.mark.parametrize("command", BY_NAME)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -174,7 +175,11 @@ def test_ctrl_c_gives_130_and_keeps_the_finished_pictures(dev, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "Traceback" not in err and "interrupted; finished pictures are kept" in err
+    assert "Traceback" not in err and "error: interrupted; finished pictures are kept" in err
+    left = shlex.split(err.rpartition("go on with `")[2].rpartition("`")[0])
+    seed, output = left.index("--seed") + 1, left.index("--output") + 1
+    assert left[seed : seed + 2] == [str(len(out.split()) + 1), str(len(out.split()) + 2)]
+    assert left[output] == "image_seed_{seed}.png"
     named = {"image_seed_0.png", *out.split()}
     assert {path.name for path in tmp_path.glob("*")} - {"work"} >= named
     assert not list(tmp_path.glob(".*"))
