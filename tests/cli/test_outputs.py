@@ -249,3 +249,21 @@ def test_a_file_is_replaced_only_on_request(cli, dev):
     done = cli(*dev, "--overwrite", "--metadata")
     assert done.out.split() == ["image.png", "image.json"] and Path("image.png").read_bytes()[1:4] == b"PNG"
     assert cli(*dev, "--overwrite", "--metadata").out.split() == ["image.png", "image.json"]
+
+
+def test_a_finished_picture_is_kept_where_its_own_name_cannot_be_written(cli, dev, monkeypatch):
+    """The folder becomes a file while the pictures are drawn."""
+    from mflux.engine.flux import Flux1
+
+    decode = Flux1._decode
+
+    def decode_and_block(self, plan, latents):
+        if not Path("out").exists():
+            Path("out").write_text("in the way")
+        return decode(self, plan, latents)
+
+    monkeypatch.setattr(Flux1, "_decode", decode_and_block)
+    done = cli(*dev, "--seed", "2", "--output", "out/{seed}.png")
+    assert (done.code, done.out) == (1, "mflux_seed_1.png\nmflux_seed_2.png\n")
+    assert "cannot be written" in done.words and "; the picture is kept as `mflux_seed_1.png`" in done.words
+    assert read_metadata("mflux_seed_2.png")["seed"] == 2

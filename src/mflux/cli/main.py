@@ -11,6 +11,7 @@ import random
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -45,6 +46,7 @@ class Run:
     prompt: str | None = None
     prompt_file: str | None = None
     turns: str | None = None
+    jobs: str | None = None
     seed: Sequence[int] = ()
     auto_seeds: int | None = None
     output: str = "image.png"
@@ -89,6 +91,8 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
         if command.run:
             module, _, name = command.run.partition(":")
             getattr(import_module(module), name)(values)
+        elif "jobs" in values:
+            import_module("mflux.cli.jobs").run(command, values, draw)
         else:
             draw(command, values)
         sys.stdout.flush()
@@ -113,8 +117,8 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def draw(command: Command, values: dict[str, Any]) -> None:
-    """Check the words, plan, then draw and save picture by picture."""
+def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
+    """Check the words, plan, then draw and save picture by picture.  models: opens one, in place of Flux1."""
     told, values = values, replayed(command, values)
     run, watching = Run(**pick(Run, values)), Watching(**pick(Watching, values))
     watching.check()
@@ -135,7 +139,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     from mflux.engine.flux import Flux1
 
     options = given(values, "quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
-    flux = Flux1(model, base_model=base_model, task=command.task, **loras, **options)
+    flux = (models or Flux1)(model, base_model=base_model, task=command.task, **loras, **options)
     rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
     if run.batch_size is not None and (turns or run.prompt_file is not None):
@@ -146,6 +150,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     for note in plan.notes:
         log.warning(note)
     done = 0
+    failed: list[MfluxError] = []
     try:
         with Watch(watching, flux, plan, len(targets) * plan.steps, run.overwrite) as watch:
             if turns:
@@ -155,22 +160,40 @@ def draw(command: Command, values: dict[str, Any]) -> None:
             else:
                 pictures = flux.draw(plan, on_step=watch.step, batch_size=run.batch_size)
             for picture, target in zip(pictures, targets, strict=True):
-                written = [*save(picture, target, run)]
+                written = [*save(picture, target, run, failed)]
                 done += 1
                 for path in written:
                     watch.say(path)
     except (KeyboardInterrupt, StoppedError) as stop:
         left = seeds[done // max(1, len(turns)) :]
         raise stopped(stop, command, told | ({"prompt": prompt} if run.prompt == "-" else {}), left, seeds) from None
+    if failed:
+        raise failed[0]
 
 
-def save(picture: Any, target: str, run: Run) -> Iterator[Path]:
-    """Write a picture and what belongs to it; the paths written."""
-    yield (written := picture.save(target, run.overwrite, embed_metadata=not run.no_metadata))
+def save(picture: Any, target: str, run: Run, failed: list[MfluxError]) -> Iterator[Path]:
+    """Write a picture and what belongs to it; the paths written.  failed: grows where it goes by another name."""
+    try:
+        written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
+    except MfluxError as error:
+        written = rescued(picture, error, not run.no_metadata)
+        failed.append(MfluxError(f"{error.problem}; the picture is kept as `{written}`", error.hint, error.field))
+    yield written
     for name in run.side_files:
         yield from picture.save_artifacts(name, written, run.overwrite)
     if run.metadata:
         yield picture.save_metadata(written.with_suffix(".json"), run.overwrite)
+
+
+def rescued(picture: Any, error: MfluxError, metadata: bool) -> Path:
+    """Write a finished picture where that is possible, under a plain name; raises the error where it is nowhere."""
+    name = f"mflux_seed_{picture.plan.request.seeds[0]}.png"
+    for folder in (Path(), Path.home(), Path(tempfile.gettempdir())):
+        try:
+            return Path(picture.save(folder / name, embed_metadata=metadata))
+        except MfluxError:
+            continue
+    raise error
 
 
 def stopped(

@@ -84,6 +84,11 @@ def quantize(owner: str) -> Option:
 PROMPTS = (
     Option("--prompt", "Run.prompt", "what to draw; `-` reads all of stdin"),
     Option("--prompt-file", "Run.prompt_file", "a text file with the prompt, read again before each picture"),
+    Option(
+        "--jobs",
+        "Run.jobs",
+        "a file of requests, or `-` for stdin: a line is a prompt, or a JSON object of flags; the model stays loaded",
+    ),
     Option("--negative-prompt", "Request.negative_prompt", "what to stay away from (costs a second pass per step)"),
     Option("--true-cfg", "Config.true_cfg", "weight of the negative prompt, 1 to 20; 1 = off", {"type": real}),
 )
