@@ -1,7 +1,6 @@
 """Paths as users type them.  Imports nothing heavy: a wrong name has to be told before mlx or Pillow is loaded."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from mflux.errors import UsageError
@@ -37,8 +36,10 @@ def check_output(name: str | os.PathLike[str], field: str = "output") -> Path:
     folder = target.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
+    from tempfile import TemporaryFile
+
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with TemporaryFile(dir=folder):
             pass
     except OSError as error:
         problem = f"`{name}` cannot be written: `{folder}` takes no files ({error.strerror})"

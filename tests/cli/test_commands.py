@@ -132,6 +132,19 @@ def test_help_lists_every_flag_and_imports_nothing_heavy(command):
         assert all(flag in done.stdout for flag in option.flags.split())
 
 
+@pytest.mark.parametrize("flags", [["--help"], ["--steps", "0"], ["--hight", "3"], ["--model", "schnel"]])
+def test_what_needs_no_picture_imports_little(flags):
+    """Counted, because a busy machine has no time to measure; `benchmarks/start.py` prints the times."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "from mflux.cli.main import main; from mflux.cli.commands import BY_NAME\n"
+        "try: main(BY_NAME['mflux-generate'], ['--prompt', 'x', *sys.argv[1:]])\n"
+        "finally: print('NEW', len(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) <= 110, done.stdout  # measured: 95 to 104
+
+
 def test_a_lora_is_drawn_with_and_told_in_the_metadata(cli, oracle_model, tmp_path):
     random = np.random.default_rng(0)
     layer = "transformer.transformer_blocks.0.attn.to_q"

@@ -4,14 +4,11 @@ Paths of written files go to stdout, everything else to stderr.  Whatever can be
 mlx is imported, and whatever can be wrong with the files before a weight is read.
 """
 
-import difflib
 import logging
 import os
-import random
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -76,7 +73,9 @@ def umbrella() -> int:
         print("usage: mflux COMMAND [flags]; `mflux COMMAND --help` lists its flags\n")
         print("\n".join(f"  {short:{width}}  {BY_NAME[name].summary}" for short, name in SHORT.items()))
         return 0
-    near = difflib.get_close_matches(word, SHORT, n=2)
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, SHORT, n=2)
     hint = f"did you mean {' or '.join(f'`mflux {each}`' for each in near)}?" if near else "`mflux --help` lists them"
     print(f"error: `{word}` is no command of mflux\n\nhint: {hint}", file=sys.stderr)
     return 2
@@ -187,8 +186,10 @@ def save(picture: Any, target: str, run: Run, failed: list[MfluxError]) -> Itera
 
 def rescued(picture: Any, error: MfluxError, metadata: bool) -> Path:
     """Write a finished picture where that is possible, under a plain name; raises the error where it is nowhere."""
+    from tempfile import gettempdir
+
     name = f"mflux_seed_{picture.plan.request.seeds[0]}.png"
-    for folder in (Path(), Path.home(), Path(tempfile.gettempdir())):
+    for folder in (Path(), Path.home(), Path(gettempdir())):
         try:
             return Path(picture.save(folder / name, embed_metadata=metadata))
         except MfluxError:
@@ -255,7 +256,9 @@ def choose_seeds(run: Run) -> tuple[int, ...]:
         if run.auto_seeds is not None:
             log.warning("--auto-seeds is not used: --seed says which seeds to draw")
         return tuple(check_seed(seed) for seed in run.seed)
-    return tuple(random.sample(range(AUTO_SEED_MAX), run.auto_seeds or 1))
+    from random import sample
+
+    return tuple(sample(range(AUTO_SEED_MAX), run.auto_seeds or 1))
 
 
 def choose_model(command: Command, run: Run, base_model: str | None) -> tuple[str, str | None]:

@@ -1,7 +1,6 @@
 """argv to values by field name, and back.  Errors are our own kind, not argparse's."""
 
 import argparse
-import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -63,7 +62,9 @@ def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [flag for option in command.options if option.is_flag for flag in option.flags.split()]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.6)
+        from difflib import get_close_matches
+
+        close = get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.6)
         hint = " or ".join(f"`{each}`" for each in close)
         help_hint = f"`{command.name} --help` lists every flag"
         raise UsageError(

@@ -7,7 +7,6 @@ A line of `--progress json` is one object: `{"event": "step", "seeds": [1], "ste
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -178,6 +177,8 @@ def refuse_foreign(path: Path, overwrite: bool) -> None:
 def battery_percentage() -> int | None:
     """Charge of a battery that this machine runs on, per cent; None without one, or on mains."""
     if sys.platform == "darwin":
+        import subprocess
+
         try:
             told = subprocess.run(["pmset", "-g", "batt"], capture_output=True, text=True, timeout=5).stdout
         except (OSError, subprocess.SubprocessError):
