@@ -200,6 +200,11 @@ class Plan:
         return len(self.sigmas) - 1 - self.first
 
     @property
+    def total(self) -> int:
+        """How many steps there are to wait for: those of an inversion too."""
+        return self.start_steps + self.steps
+
+    @property
     def tokens(self) -> int:
         return self.height * self.width // CELL**2
 

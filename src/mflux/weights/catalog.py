@@ -3,7 +3,6 @@
 Rows are keyed by (family, task), so that `--model tiny` can mean the row of the command's own task.
 """
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,8 +86,8 @@ ROWS = (
     Row("tiny", "tiny", "base", folder="base", **DEMO),
     Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
     Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
-    Row("tiny/depth", "tiny", "depth", folder="depth", companion="tiny", **DEMO),
-    Row("tiny/canny", "tiny", "canny", folder="canny", companion="tiny", **DEMO),
+    Row("tiny/depth", "tiny", "depth", folder="control", companion="tiny", **DEMO),
+    Row("tiny/canny", "tiny", "canny", folder="control", companion="tiny", **DEMO),
     Row("tiny/controlnet", "tiny", "controlnet", folder="controlnet", companion="tiny", **DEMO),
     Row("tiny/upscaler", "tiny", "upscaler", folder="upscaler", companion="tiny", **DEMO),
     Row("tiny/redux", "tiny", "redux", folder="redux", companion="tiny", **DEMO),
@@ -104,7 +103,7 @@ SIDES = {
     ("upscaler", "dev"): "jasperai/Flux.1-dev-Controlnet-Upscaler",
     ("upscaler", "tiny"): "upscaler/controlnet",
     ("depth estimator", "dev"): "apple/DepthPro-hf",
-    ("depth estimator", "tiny"): "depth/depth_pro",
+    ("depth estimator", "tiny"): "control/depth_pro",
     ("image encoder", "dev"): "openai/clip-vit-large-patch14",
 }
 TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}
@@ -155,7 +154,9 @@ def require(name: str, field_name: str) -> Row:
 
 def nearest(name: str) -> str:
     """A hint with the names that look most like `name`."""
-    close = difflib.get_close_matches(name[:100].lower(), BY_NAME, n=3, cutoff=0.4)
+    from difflib import get_close_matches
+
+    close = get_close_matches(name[:100].lower(), BY_NAME, n=3, cutoff=0.4)
     names = ", ".join(f"`{each}`" for each in close or ("schnell", "dev", "tiny"))
     return f"did you mean {names}?  Or give a folder, or a hub id such as `black-forest-labs/FLUX.1-dev`"
 
