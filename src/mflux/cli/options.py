@@ -29,6 +29,11 @@ def real(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{short(text)} is not a number") from None
 
 
+def place(text: str) -> float:
+    """A step, or a share of the steps where there is a point in it."""
+    return real(text) if "." in text else whole(text)
+
+
 @dataclass(frozen=True)
 class Option:
     """One flag.  reads: `Class.field` that takes its value, or several of them, separated by spaces.
@@ -74,6 +79,7 @@ class Command:
     default_model: str = ""
     run: str = ""
     needs_prompt: bool = True
+    side_files: tuple[str, ...] = ()  # artifacts that are always written
 
 
 def quantize(owner: str) -> Option:

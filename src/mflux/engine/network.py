@@ -1,5 +1,7 @@
 """The transformer of one run: tokens and positions put together, branches, guidance."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
@@ -7,7 +9,7 @@ from mlx.utils import tree_map
 from mflux.engine.denoise import At
 from mflux.engine.latents import blended, cut, grid_ids
 from mflux.engine.slots import Branch, Hooks, Inputs, Plan
-from mflux.models.transformer import BlockHooks, FluxBlocks, ModulationTable, rope_table
+from mflux.models.transformer import BlockHooks, FluxBlocks, ModulationTable, StreamModulation, rope_table
 
 
 class Network:
@@ -36,7 +38,13 @@ class Network:
         table = self.modulate(branch, levels)
         mx.eval(table)
         for index, sigma in enumerate(sigmas):
-            self._tables[id(branch), sigma] = tree_map(lambda rows, i=index: rows[i : i + 1], table)
+            self._tables[id(branch), sigma] = row(table, index)
+
+    def modulate_text(self, branch: Branch, sigmas: list[float]) -> dict[float, list[StreamModulation]]:
+        """The text's modulations in the joint blocks alone, evaluated, for each noise level."""
+        blocks = self.modulate(branch, mx.array(sigmas)).text
+        mx.eval(blocks)
+        return {sigma: row(blocks, index) for index, sigma in enumerate(sigmas)}
 
     def modulate(self, branch: Branch, sigma: mx.array) -> ModulationTable:
         """Modulations for noise levels (B,)."""
@@ -52,13 +60,16 @@ class Network:
         sigma: mx.array | float,
         hooks: BlockHooks | None = None,
         cells: mx.array | None = None,
+        text_modulation: list[StreamModulation] | None = None,
     ) -> mx.array:
         """d latents / d sigma, float32.  latents: (B, S, 64); sigma: a tabulated level, or levels (B,).
 
-        cells: which of the picture's tokens the latents are; None: all.
+        cells: which of the picture's tokens the latents are; None: all.  text_modulation: in place of the text's own,
+        in the joint blocks.
         """
         batch, count = latents.shape[:2]
         table = self.table(branch, sigma)
+        table = table if text_modulation is None else table._replace(text=text_modulation)
         tokens = latents.astype(self.dtype)
         if self.inputs.channels is not None:
             channels = self.inputs.channels if cells is None else self.inputs.channels[:, cells]
@@ -82,6 +93,11 @@ class Network:
     def widened(self, array: mx.array, batch: int) -> mx.array:
         """A batch-1 input for the whole batch, in the network's dtype."""
         return mx.broadcast_to(array, (batch, *array.shape[1:])).astype(self.dtype)
+
+
+def row(tree: Any, index: int) -> Any:
+    """One row of every array, still in a batch."""
+    return tree_map(lambda rows: rows[index : index + 1], tree)
 
 
 class GuidedVelocity:
@@ -108,8 +124,11 @@ class GuidedVelocity:
         residuals = [found for make in hooks.residuals if (found := make(latents, at, cells))]
 
         def ask(index: int, branch: Branch) -> mx.array:
-            views = BlockHooks(hooks.edit_attention, hooks.watch_attention, residuals, latents.shape[1], index)
-            return self.network.velocity(branch, latents, at.sigma, views, cells)
+            edit = hooks.edit_attention(at, index) if hooks.edit_attention else None
+            watches = [watch for hook in hooks.watch_attention if (watch := hook(at, index))]
+            modulation = hooks.text_modulation(at, index) if hooks.text_modulation else None
+            inside = BlockHooks(edit, watches, residuals, latents.shape[1])
+            return self.network.velocity(branch, latents, at.sigma, inside, cells, modulation)
 
         velocity, *negative = (ask(*pair) for pair in enumerate(self.branches))
         if negative:
