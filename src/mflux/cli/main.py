@@ -190,10 +190,10 @@ def rescued(picture: Any, error: MfluxError, metadata: bool) -> Path:
     from tempfile import gettempdir
 
     name = f"mflux_seed_{picture.plan.request.seeds[0]}.png"
-    for folder in (Path(), Path.home(), Path(gettempdir())):
+    for folder in (Path, Path.home, gettempdir):
         try:
-            return Path(picture.save(folder / name, embed_metadata=metadata))
-        except MfluxError:
+            return Path(picture.save(Path(folder()) / name, embed_metadata=metadata))
+        except (MfluxError, OSError, RuntimeError):  # no home, or no room for temporary files either
             continue
     raise error
 
