@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,17 @@ def test_a_battery_that_runs_low_stops_the_run_and_keeps_what_is_finished(cli, d
     assert words[words.index("--seed") + 1 :][:2] == ["1", "2"] and "a_seed_{seed}.png" in words
     (tmp_path / "power" / "BAT0" / "status").write_text("Charging")
     assert cli(*words[1:]).out.split() == ["a_seed_1.png", "a_seed_2.png"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_python_drops_is_not_lost():
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    with watch.Interrupts() as interrupts:
+        interrupts.check()
+        Dropped()  # an exception in a destructor is only printed
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -7,6 +7,7 @@ A line of `--progress json` is one object: `{"event": "step", "seeds": [1], "ste
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -47,6 +48,28 @@ class Watching:
             check_output(folder / "seed_0_composite.png", "stepwise_image_output_dir")
 
 
+class Interrupts:
+    """Ctrl-C, also where Python loses the exception: in a destructor, or in a callback from C."""
+
+    def __enter__(self) -> "Interrupts":
+        self.seen, self._ours = False, signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _note(self, *_: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        if self.seen:
+            raise KeyboardInterrupt
+
+
 class Watch:
     """Looks at a run after each step.  total: steps of all its pictures."""
 
@@ -62,6 +85,7 @@ class Watch:
             refuse_foreign(expand(wish.preview), overwrite)
             self._colours = flux.colours()
         self._check_battery()
+        self._interrupts = Interrupts()
         self._bar = tqdm(
             total=total,
             unit="step",
@@ -72,13 +96,16 @@ class Watch:
         )
 
     def __enter__(self) -> "Watch":
+        self._interrupts.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._interrupts.__exit__()
         self._bar.close()
 
     def step(self, progress: Any) -> None:
         """One step of a batch of seeds."""
+        self._interrupts.check()
         self._bar.update(len(progress.seeds))
         self._done += len(progress.seeds)
         left = (time.monotonic() - self._started) / self._done * (self.total - self._done)
@@ -89,7 +116,7 @@ class Watch:
             steps=progress.total,
             done=self._done,
             total=self.total,
-            seconds_left=round(left, 1),
+            seconds_left=round(left, 3),
         )
         if self._colours is not None:
             self._preview(progress)
