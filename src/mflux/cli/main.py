@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -17,7 +18,7 @@ from typing import Any
 
 from mflux.cli.commands import BY_NAME, SHORT, given
 from mflux.cli.options import Command
-from mflux.cli.parse import choose_loras, parse, show, spelled
+from mflux.cli.parse import choose_loras, parse, show, spelled, visible
 from mflux.cli.replay import conditions_of, replayed
 from mflux.cli.watch import Watch, Watching, drop_stdout
 from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
@@ -194,10 +195,10 @@ def rescued(picture: Any, error: MfluxError, metadata: bool) -> Path:
     from tempfile import gettempdir
 
     name = f"mflux_seed_{picture.plan.request.seeds[0]}.png"
-    for folder in (Path(), Path.home(), Path(gettempdir())):
+    for folder in (Path, Path.home, gettempdir):
         try:
-            return Path(picture.save(folder / name, embed_metadata=metadata))
-        except MfluxError:
+            return Path(picture.save(Path(folder()) / name, embed_metadata=metadata))
+        except (MfluxError, OSError, RuntimeError):  # no home, or no room for temporary files either
             continue
     raise error
 
@@ -387,7 +388,7 @@ class Notes(logging.Handler):
         text = record.getMessage()
         if text not in self._seen:
             self._seen.add(text)
-            print(text if text.startswith("mflux:") else f"note: {text}", file=sys.stderr)
+            print(visible(text if text.startswith("mflux:") else f"note: {text}"), file=sys.stderr)
 
 
 def open_streams() -> None:
@@ -401,5 +402,6 @@ def open_streams() -> None:
 
 
 def set_up_log() -> None:
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, for programmers
     log.handlers[:] = [Notes()]
     log.propagate = False
