@@ -143,6 +143,7 @@ DRAWING = (
     Option("--steps", "Config.num_inference_steps", "denoising steps, 1 to 1000", {"type": whole}),
     Option("--guidance", "Config.guidance", "distilled guidance, 0 to 100", {"type": real}),
     Option("--max-sequence-length", "Config.max_sequence_length", "text tokens, 1 to 512", {"type": whole}),
+    Option("--step-cache", "Config.step_cache", "faster, nearly the same: fb:0.08, tea:0.4 or taylor:5"),
     Option("--noise", "Config.noise", "whose start noise a seed means: mflux or torch"),
     Option("--batch-size", "Run.batch_size", "seeds drawn in one pass (default: what fits in memory)", {"type": whole}),
     Option("--low-ram", "Flux1.low_ram", "drop every part of the model after its use", {"action": "store_true"}),
