@@ -60,7 +60,8 @@ def test_no_flag_is_there_twice(command):
             "--prompt --prompt-file --negative-prompt --true-cfg --model --path --output --seed --auto-seeds --height "
             "--width --steps --guidance --quantize --image-path --image-strength --mask-path --vae-tiling "
             "--max-sequence-length --noise --batch-size --metadata --no-metadata --ip-adapter --ip-adapter-image "
-            "--ip-adapter-scale --progress --preview --stepwise-image-output-dir --battery-percentage-stop-limit -B",
+            "--ip-adapter-scale --vae-tiling-split --no-exif --make-conf --jobs "
+            "--progress --preview --stepwise-image-output-dir --battery-percentage-stop-limit -B",
         ),
         (
             "mflux-generate-fill",

@@ -50,6 +50,7 @@ class Run:
     output: str = "image.png"
     overwrite: bool = False
     batch_size: int | None = None
+    vae_tiling_split: str | None = None
     config_from_metadata: str | None = None
     metadata: bool = False
     no_metadata: bool = False
@@ -127,6 +128,9 @@ def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
         check_choice("quantize", values["quantize"], BITS)
     if run.batch_size is not None:
         check_number("batch_size", run.batch_size, 1, 1000, whole=True)
+    if run.vae_tiling_split is not None:
+        check_choice("vae_tiling_split", run.vae_tiling_split, ("horizontal", "vertical"))
+        log.warning("--vae-tiling-split is not used: tiles are blended on every side")
     seeds = choose_seeds(run)
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
