@@ -58,6 +58,7 @@ class Run:
     lora_name: str | None = None
     lora_repo_id: str | None = None
     side_files: Sequence[str] = ()  # artifacts that are written too
+    sweep: str | None = None
 
 
 def named() -> int:
@@ -134,6 +135,7 @@ def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
     seeds = choose_seeds(run)
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
+    sweep = read_sweep(run, command)
     targets = output_names(run.output, seeds, len(turns), prompt)
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = conditions_of(command, values)
@@ -156,15 +158,18 @@ def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
     done = 0
     failed: list[MfluxError] = []
     try:
-        with Watch(watching, flux, plan, len(targets) * plan.steps, run.overwrite) as watch:
-            if turns:
+        pictures_in_all = len(targets) * len(sweep[1] or [0])
+        with Watch(watching, flux, plan, pictures_in_all * plan.total, run.overwrite) as watch:
+            if sweep[0]:
+                pictures = conditions[0].draw_sweep(flux, plan, *sweep, on_step=watch.step)
+            elif turns:
                 pictures = turn_by_turn(flux, plan, turns, watch.step, config, rest)
             elif run.prompt_file is not None:
                 pictures = prompt_by_prompt(flux, plan, run, watch.step, config, rest)
             else:
                 pictures = flux.draw(plan, on_step=watch.step, batch_size=run.batch_size)
             for picture, target in zip(pictures, targets, strict=True):
-                written = [*save(picture, target, run, failed)]
+                written = [*save(picture, target, run, command.side_files, failed)]
                 done += 1
                 for path in written:
                     watch.say(path)
@@ -175,7 +180,7 @@ def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
         raise failed[0]
 
 
-def save(picture: Any, target: str, run: Run, failed: list[MfluxError]) -> Iterator[Path]:
+def save(picture: Any, target: str, run: Run, side_files: Sequence[str], failed: list[MfluxError]) -> Iterator[Path]:
     """Write a picture and what belongs to it; the paths written.  failed: grows where it goes by another name."""
     try:
         written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
@@ -183,7 +188,7 @@ def save(picture: Any, target: str, run: Run, failed: list[MfluxError]) -> Itera
         written = rescued(picture, error, not run.no_metadata)
         failed.append(MfluxError(f"{error.problem}; the picture is kept as `{written}`", error.hint, error.field))
     yield written
-    for name in run.side_files:
+    for name in (*side_files, *run.side_files):
         yield from picture.save_artifacts(name, written, run.overwrite)
     if run.metadata:
         yield picture.save_metadata(written.with_suffix(".json"), run.overwrite)
@@ -322,6 +327,20 @@ def read_turns(run: Run) -> tuple[str, ...]:
         raise UsageError("the file holds the prompts", "give `--turns` alone, or one prompt without it", "turns")
     text = read_prompt_file(expand(run.turns, "turns"), "turns")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def read_sweep(run: Run, command: Command) -> tuple[str, list[float]]:
+    """The field that a strip of pictures varies, and its values; none without `--sweep`."""
+    if run.sweep is None:
+        return "", []
+    word, _, listed = run.sweep.partition("=")
+    flag = f"--{word.lstrip('-').replace('_', '-')}"
+    named = [option.name for option in command.options if option.flag == flag and option.parse.get("type")]
+    try:
+        return named[0], [float(each) for each in listed.split(",")]
+    except (ValueError, IndexError):
+        hint = "name a flag of this command that takes a number, and its values: `lambda-fine=0,2,4,6,8`"
+        raise UsageError(f"`{run.sweep[:60]}` is no sweep", hint, "sweep") from None
 
 
 def prompt_text(raw: bytes, name: str, field: str) -> str:

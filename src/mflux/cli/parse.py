@@ -51,7 +51,7 @@ def help_of(option: Option) -> str:
 
 
 def settings(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
-    if parse.get("action") in ("store_true", "append_const"):  # they take no value
+    if parse.get("action") in ("store_true", "store_false", "append_const"):  # they take no value
         return parse
     return {"metavar": flag.strip("-").upper().replace("-", "_"), "action": Once, **parse}
 
