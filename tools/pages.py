@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -259,9 +260,20 @@ def missing(command: Command) -> bool:
 ROLES = {"mflux-generate-depth": ("depth estimator",), "mflux-save-depth": ("depth estimator",)}
 
 
+@cache
+def scripts() -> tempfile.TemporaryDirectory[str]:
+    """A folder of every command of this tree, whatever is installed."""
+    folder = tempfile.TemporaryDirectory()
+    for name in BY_NAME:
+        file = Path(folder.name) / name
+        file.write_text(f"#!{sys.executable}\nimport sys\nfrom mflux.cli.main import named\n\nsys.exit(named())\n")
+        file.chmod(0o755)
+    return folder
+
+
 def run(block: str, folder: Path) -> None:
-    """Run a block of shell commands in a folder, with this environment's commands."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Run a block of shell commands in a folder; raises SystemExit with what it printed where one fails."""
+    path = os.pathsep.join((scripts().name, str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(["bash", "-ec", block], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True)
     if done.returncode:
         raise SystemExit(f"{block}\n{done.stdout.decode()}\n{done.stderr.decode()}")
