@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
-from mflux.cli.main import Run
+from mflux.cli.draw import Run
 from mflux.cli.options import place, real, whole
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
