@@ -70,7 +70,10 @@ def conditions_of(command: Command, values: Mapping[str, Any]) -> tuple[Any, ...
     from mflux import conditions  # noqa: F401  (registers their classes)
     from mflux.engine.slots import condition_from_json
 
-    return tuple(condition_from_json(each) for each in stored)
+    try:
+        return tuple(condition_from_json(each) for each in stored)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise damaged(Path(values.get("config_from_metadata", "it")), f"its request cannot be read ({error})") from None
 
 
 def read(path: Path) -> dict[str, Any]:

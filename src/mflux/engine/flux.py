@@ -307,6 +307,8 @@ class Flux1:
         network = own_network()
         network.inputs = replace(inputs, tokens=[*hooks.tokens, *inputs.tokens])
         velocity = GuidedVelocity(network, branches, plan, hooks)
+        if velocity.caches:
+            hooks = replace(hooks, artifacts=[*hooks.artifacts, velocity.counts])
         if self.parts.options.low_ram:
             network.transformer.drop_modulation()
             mx.clear_cache()

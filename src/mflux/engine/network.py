@@ -1,5 +1,6 @@
 """The transformer of one run: tokens and positions put together, branches, guidance."""
 
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -8,7 +9,9 @@ from mlx.utils import tree_map
 
 from mflux.engine.denoise import At
 from mflux.engine.latents import blended, cut, grid_ids
+from mflux.engine.request import StepCacheChoice
 from mflux.engine.slots import Branch, Hooks, Inputs, Plan
+from mflux.engine.step_cache import make_step_cache
 from mflux.models.transformer import BlockHooks, FluxBlocks, ModulationTable, StreamModulation, rope_table
 
 
@@ -105,6 +108,9 @@ class GuidedVelocity:
 
     def __init__(self, network: Network, branches: tuple[Branch, ...], plan: Plan, hooks: Hooks):
         self.network, self.branches, self.hooks, self.true_cfg = network, branches, hooks, plan.true_cfg
+        choice = plan.request.config.step_cache
+        self.caches = [make_step_cache(StepCacheChoice.read(choice), plan.row.task) for _ in branches] if choice else []
+        self.last = len(plan.sigmas) - 2
         self.tiles = cut(plan.height, plan.width, plan.tile) if plan.tile else ()
         for branch in branches:
             network.tabulate(branch, plan.sigmas[plan.first : -1])
@@ -118,6 +124,10 @@ class GuidedVelocity:
             velocity = steer(velocity, latents, at)
         return velocity
 
+    def counts(self, place: int, pixels: np.ndarray) -> dict[str, Any]:
+        """How many steps ran all blocks, for each branch with a step cache."""
+        return {"full_steps": [cache.computed for cache in self.caches if cache]}
+
     def guided(self, latents: mx.array, at: At, cells: mx.array | None = None) -> mx.array:
         """The velocity of a picture or one of its tiles, true CFG included."""
         hooks = self.hooks
@@ -127,7 +137,12 @@ class GuidedVelocity:
             edit = hooks.edit_attention(at, index) if hooks.edit_attention else None
             watches = [watch for hook in hooks.watch_attention if (watch := hook(at, index))]
             modulation = hooks.text_modulation(at, index) if hooks.text_modulation else None
-            inside = BlockHooks(edit, watches, residuals, latents.shape[1])
+            cache = self.caches[index] if self.caches else None
+            if cache and (edit or watches or residuals or modulation):
+                cache.forget()  # what such a step adds is not what a plain one would
+                cache = None
+            shortcut = partial(cache, step=at.index, last=at.index == self.last) if cache else None
+            inside = BlockHooks(edit, watches, residuals, latents.shape[1], shortcut)
             return self.network.velocity(branch, latents, at.sigma, inside, cells, modulation)
 
         velocity, *negative = (ask(*pair) for pair in enumerate(self.branches))

@@ -44,6 +44,9 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
     draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
     check_channels(draft)
     check_tiles(draft)
+    if draft.tile and config.step_cache:
+        problem = f"the picture is drawn in tiles, which step_cache {config.step_cache} cannot tell apart"
+        raise UsageError(problem, "leave the step cache out, or draw a smaller picture", "step_cache")
     parts.check()
     plan = finish(note_guidance(draft), parts, tiled)
     plan = replace(plan, memory_bytes=forecast(parts, plan), notes=(*plan.notes, *parts.notes()))

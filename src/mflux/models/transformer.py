@@ -8,6 +8,7 @@ of channels is one of them, and the rotation one multiplication.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -91,6 +92,19 @@ EditAttention = Callable[[JointView, mx.array], mx.array]  # the image's attenti
 
 
 @dataclass(frozen=True)
+class BlockPass:
+    """One pass through the blocks, for who would leave some of them out."""
+
+    image: mx.array  # (B, S, D): embedded tokens
+    modulated: Callable[[], mx.array]  # (B, S, D): what the first joint block's attention reads of them
+    first: Callable[[], tuple[mx.array, mx.array]]  # image and text after the first joint block
+    rest: Callable[[mx.array, mx.array], mx.array]  # image and text there -> image before the head
+
+    def all(self) -> mx.array:
+        return self.rest(*self.first())
+
+
+@dataclass(frozen=True)
 class BlockHooks:
     """Where a method can look into the blocks, or add to them.  Empty: the plain network."""
 
@@ -98,6 +112,7 @@ class BlockHooks:
     watch_attention: Sequence[Callable[[JointView], None]] = ()
     residuals: Sequence[Residuals] = ()  # (`joint` or `single`, index, image) -> what is added after that block
     target_tokens: int = 0  # 0: all
+    shortcut: Callable[[BlockPass], mx.array] | None = None  # -> image tokens before the head (B, S, D)
 
 
 NO_HOOKS = BlockHooks()
@@ -405,18 +420,35 @@ class FluxTransformer(FluxBlocks):
         Source: diffusers' FluxTransformer2DModel.forward.
         """
         image, text = self.x_embedder(tokens), self.context_embedder(text)
-        for index, block in enumerate(self.transformer_blocks):
-            image, text = block(image, text, table.image[index], table.text[index], rope, index, hooks)
-            image = add_residuals(hooks.residuals, "joint", index, image)
-        count = text.shape[1]
-        both = mx.concatenate([text, image], axis=1)
-        for index, single in enumerate(self.single_transformer_blocks):
-            both = single(both, table.single[index], rope)
-            if hooks.residuals:
-                text, image = mx.split(both, [count], axis=1)
-                both = mx.concatenate([text, add_residuals(hooks.residuals, "single", index, image)], axis=1)
+
+        def joint(image: mx.array, text: mx.array, blocks: range) -> tuple[mx.array, mx.array]:
+            for index in blocks:
+                block = self.transformer_blocks[index]
+                image, text = block(image, text, table.image[index], table.text[index], rope, index, hooks)
+                image = add_residuals(hooks.residuals, "joint", index, image)
+            return image, text
+
+        def rest(image: mx.array, text: mx.array) -> mx.array:
+            image, text = joint(image, text, range(1, len(self.transformer_blocks)))
+            count = text.shape[1]
+            both = mx.concatenate([text, image], axis=1)
+            for index, single in enumerate(self.single_transformer_blocks):
+                both = single(both, table.single[index], rope)
+                if hooks.residuals:
+                    text, image = mx.split(both, [count], axis=1)
+                    both = mx.concatenate([text, add_residuals(hooks.residuals, "single", index, image)], axis=1)
+            return both[:, count:]
+
+        reads = table.image[0].attention
+        blocks = BlockPass(
+            image,
+            modulated=lambda: layer_norm(image, reads.scale, reads.shift),
+            first=cache(lambda: joint(image, text, range(1))),
+            rest=rest,
+        )
         scale, shift = table.head
-        return self.proj_out(layer_norm(both[:, count:], scale, shift))
+        drawn = hooks.shortcut(blocks) if hooks.shortcut else blocks.all()
+        return self.proj_out(layer_norm(drawn, scale, shift))
 
 
 def add_residuals(residuals: Sequence[Residuals], kind: str, index: int, image: mx.array) -> mx.array:

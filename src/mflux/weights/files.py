@@ -6,6 +6,7 @@ another tensor, or bytes that do not fit its shape; an index names a shard that 
 lacks.
 """
 
+import errno
 import json
 import math
 import struct
@@ -27,6 +28,7 @@ MAX_NAME = 255  # bytes of a file name
 # GGUF types whose unpacking was compared with the oracle's numbers.
 GGUF_TYPES = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
 GGUF_TYPES |= {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}
+MANIFEST = "mflux_model.json"  # beside a model that mflux-save wrote
 STEMS = ("diffusion_pytorch_model", "model")
 DAMAGED = "the file is incomplete or damaged; copy or download it again"
 
@@ -212,3 +214,11 @@ def read_gguf_tensor(info: TensorInfo) -> mx.array:
     tensor = gguf_tensors(info.file, info.file.stat().st_mtime_ns)[info.name]
     values = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
     return mx.array(values.reshape(info.shape))
+
+
+def write_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    """A safetensors file.  Raises OSError where it cannot be written: MLX says that with a RuntimeError."""
+    try:
+        mx.save_safetensors(str(path), tensors, metadata)
+    except RuntimeError as error:
+        raise OSError(errno.ENOSPC, "the disk is full, or takes no file of this size", str(path)) from error
