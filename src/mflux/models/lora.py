@@ -124,6 +124,22 @@ class AdaptedLinear(nn.Module):
         return factor
 
 
+class TrainedLinear(nn.Module):
+    """A Linear with a LoRA in training: `lora_A` (r, in) and `lora_B` (out, r) are its only parameters that learn.
+
+    They stay in float32 and are cast in each call, so that the network keeps its own type.
+    """
+
+    def __init__(self, base: nn.Module, a: mx.array, b: mx.array, scale: float):
+        super().__init__()
+        self.base, self.lora_A, self.lora_B = base, a, b
+        self._scale = scale
+
+    def __call__(self, x: mx.array) -> mx.array:
+        change = LowRank(self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype))
+        return self.base(x) + self._scale * change(x)
+
+
 def input_width(linear: nn.Module) -> int:
     """How many input channels a Linear takes."""
     if isinstance(linear, nn.QuantizedLinear):

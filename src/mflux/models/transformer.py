@@ -8,7 +8,7 @@ of channels is one of them, and the rotation one multiplication.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -99,6 +99,7 @@ class BlockHooks:
     residuals: Sequence[Residuals] = ()  # (`joint` or `single`, index, image) -> what is added after that block
     target_tokens: int = field(default=0)
     branch: int = 0
+    call: Callable[..., Any] = lambda block, *arrays: block(*arrays)  # how a block is called, with all its arrays
 
 
 NO_HOOKS = BlockHooks()
@@ -377,12 +378,13 @@ class FluxTransformer(FluxBlocks):
         """
         image, text = self.x_embedder(tokens), self.context_embedder(text)
         for index, block in enumerate(self.transformer_blocks):
-            image, text = block(image, text, table.image[index], table.text[index], rope, index, hooks)
+            arrays = (image, text, table.image[index], table.text[index], rope)
+            image, text = hooks.call(block, *arrays, index, hooks)
             image = add_residuals(hooks.residuals, "joint", index, image)
         count = text.shape[1]
         both = mx.concatenate([text, image], axis=1)
         for index, single in enumerate(self.single_transformer_blocks):
-            both = single(both, table.single[index], rope)
+            both = hooks.call(single, both, table.single[index], rope)
             if hooks.residuals:
                 text, image = mx.split(both, [count], axis=1)
                 both = mx.concatenate([text, add_residuals(hooks.residuals, "single", index, image)], axis=1)

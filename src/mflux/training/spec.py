@@ -1,0 +1,409 @@
+"""train.json: what a training run is, checked as a whole.
+
+Every key of mflux 0.8 keeps its name and meaning; the new ones have defaults.  A file becomes a `Spec`, or an error
+that lists every problem with its path.  Tables and ranges are the dataclasses' own.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mflux.engine.request import CELL, MAX_SEED, MAX_SIDE, QUANTIZE, short
+from mflux.errors import UsageError
+from mflux.models.transformer import TransformerConfig
+from mflux.paths import expand
+from mflux.training.fields import Problems, checked, choice, flag, listed, number, part, read, text, whole
+from mflux.weights.catalog import check_name, find
+from mflux.weights.kinds import read_config
+from mflux.weights.resolve import resolve
+
+MANY = 10**9
+KINDS = ("t2i", "kontext", "fill_spatial", "fill_edit")
+PAIRS = KINDS[1:]  # kinds whose items have an input picture
+OPTIMIZERS = ("AdamW", "Adam", "Adafactor", "Lion")
+TIMESTEPS = ("schedule", "uniform", "logit_normal", "shift", "flux_shift")
+# Layer types of a block -> diffusers' names in it; mflux 0.8's names come first.
+JOINT = {
+    **{name: name for name in ("attn.to_q", "attn.to_k", "attn.to_v")},
+    **{f"attn.add_{one}_proj": f"attn.add_{one}_proj" for one in "qkv"},
+    "attn.to_out": "attn.to_out.0",
+    "attn.to_add_out": "attn.to_add_out",
+    **{f"{ff}.linear1": f"{ff}.net.0.proj" for ff in ("ff", "ff_context")},
+    **{f"{ff}.linear2": f"{ff}.net.2" for ff in ("ff", "ff_context")},
+    "norm1.linear": "norm1.linear",
+    "norm1_context.linear": "norm1_context.linear",
+}
+SINGLE = {name: name for name in ("proj_out", "proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v", "norm.linear")}
+FAMILIES = {"transformer_blocks": JOINT, "single_transformer_blocks": SINGLE}
+OUTSIDE = ("x_embedder", "context_embedder", "proj_out")  # layers of the network that no block holds
+
+
+@dataclass(frozen=True)
+class BlockRange:
+    """Blocks from `start` up to, not including, `end`; or those of a list, which then counts."""
+
+    start: int | None = whole(0, MANY, None)
+    end: int | None = whole(1, MANY, None)
+    indices: tuple[int, ...] | None = listed(whole(0, MANY), None)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """LoRAs of one block family.  alpha: the change is scaled by alpha / rank; None: 1."""
+
+    block_range: BlockRange = part(BlockRange)
+    layer_types: tuple[str, ...] = listed(text())
+    lora_rank: int = whole(1, 4096)
+    alpha: float | None = number(0, 1e6, None, above=True)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """LoRAs of layers outside the blocks."""
+
+    layer_types: tuple[str, ...] = listed(choice(OUTSIDE))
+    lora_rank: int = whole(1, 4096)
+    alpha: float | None = number(0, 1e6, None, above=True)
+
+
+@dataclass(frozen=True)
+class LoraLayers:
+    transformer_blocks: Layers | None = part(Layers, None)
+    single_transformer_blocks: Layers | None = part(Layers, None)
+    outside_blocks: Outside | None = part(Outside, None)
+
+
+@dataclass(frozen=True)
+class Timestep:
+    """How noise levels are drawn.
+
+    schedule: the run's own levels, evenly (mflux 0.8); uniform; logit_normal: sigmoid(N(mean, std)); shift: uniform,
+    then shifted by `value`; flux_shift: logit-normal, then the model's own shift.  low, high: levels stay within them.
+    """
+
+    mode: str = choice(TIMESTEPS, "schedule")
+    mean: float = number(-10, 10, 0.0)
+    std: float = number(0, 10, 1.0, above=True)
+    value: float = number(0, 100, 3.0, above=True)
+    low: float = number(0, 1, 0.0, below=True)
+    high: float = number(0, 1, 1.0, above=True)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """region: which part of the picture counts: all, the right half (side-by-side), or an item's mask."""
+
+    region: str = choice(("all", "right", "mask"), "all")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example.  Paths are relative to `examples.path`."""
+
+    image: str = text()
+    prompt: str | None = text(None)
+    prompt_file: str | None = text(None)
+    input_image: str | None = text(None)
+    mask: str | None = text(None)
+    weight: float = number(0, 1e3, 1.0)
+    repeats: int = whole(1, 10**6, 1)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Pictures of the subject's class, trained beside it so that the class stays what it was.
+
+    weight: of their mean loss.  Source: DreamBooth, arXiv 2208.12242.
+    """
+
+    images: tuple[Item, ...] = listed(part(Item))
+    path: str = text(".")
+    weight: float = number(0, 1e3, 1.0)
+
+
+@dataclass(frozen=True)
+class Ema:
+    decay: float = number(0, 1, below=True)
+
+
+@dataclass(frozen=True)
+class TrainingLoop:
+    """batch_size: examples of an update and accumulation step.  batching: `exact` sums one backward pass an example in
+    a fixed order, the same bits however they are spread; `fast` runs those of one size at once (1e-6).
+    """
+
+    num_epochs: int = whole(1, MANY)
+    batch_size: int = whole(1, 4096)
+    max_steps: int | None = whole(1, MANY, None)
+    gradient_accumulation_steps: int = whole(1, 4096, 1)
+    gradient_checkpointing: bool = flag(True)
+    batching: str = choice(("exact", "fast"), "exact")
+    timestep: Timestep = part(Timestep, Timestep())
+    loss: Loss = part(Loss, Loss())
+    ema: Ema | None = part(Ema, None)
+    prior: Prior | None = part(Prior, None)
+
+
+@dataclass(frozen=True)
+class RateSchedule:
+    """The learning rate over the updates: a linear warm-up, then constant or a cosine down to zero."""
+
+    name: str = choice(("constant", "cosine"), "constant")
+    warmup_steps: int = whole(0, MANY, 0)
+    total_steps: int | None = whole(1, MANY, None)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Unlike mflux 0.8: moments are corrected for their start, without which first updates are six times too large."""
+
+    name: str = choice(OPTIMIZERS)
+    learning_rate: float = number(0, 1e3, above=True)
+    betas: tuple[float, ...] = listed(number(0, 1, below=True), (0.9, 0.999))
+    eps: float = number(0, 1, 1e-8, above=True)
+    weight_decay: float = number(0, 10, 0.01)
+    bias_correction: bool = flag(True)
+    max_grad_norm: float | None = number(0, 1e6, 1.0, True, above=True)
+    schedule: RateSchedule = part(RateSchedule, RateSchedule())
+
+
+@dataclass(frozen=True)
+class Save:
+    """Frequencies are in updates; keep_last: older checkpoints are removed."""
+
+    output_path: str = text()
+    checkpoint_frequency: int = whole(1, MANY)
+    keep_last: int | None = whole(1, MANY, None)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out examples whose loss is measured at fixed noise levels with fixed noise."""
+
+    images: tuple[Item, ...] = listed(part(Item))
+    path: str = text(".")
+    sigmas: tuple[float, ...] = listed(number(0, 1, above=True), (0.1, 0.3, 0.5, 0.7, 0.9))
+    noises: int = whole(1, 100, 1)
+    frequency: int | None = whole(1, MANY, None)
+
+
+@dataclass(frozen=True)
+class Instrumentation:
+    plot_frequency: int = whole(1, MANY, 10)
+    generate_image_frequency: int = whole(1, MANY, 100)
+    validation_prompt: str | None = text(None)
+    preview_prompts: tuple[str, ...] | None = listed(text(), None)
+    validation: Validation | None = part(Validation, None)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """resize: to the run's size by `crop`, keeping the aspect, or by `stretch` (mflux 0.8).  caption_dropout: the share
+    of draws that see an empty prompt.
+    """
+
+    images: tuple[Item, ...] = listed(part(Item))
+    path: str = text(".")
+    resize: str = choice(("crop", "stretch"), "crop")
+    caption_dropout: float = number(0, 1, 0.0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One training run.  width, height: px, floored to multiples of 16; steps: noise levels of the schedule."""
+
+    model: str = text()
+    seed: int = whole(0, MAX_SEED)
+    steps: int = whole(1, 1000)
+    guidance: float | None = number(0, 100, null=True)
+    width: int = whole(64, MAX_SIDE)
+    height: int = whole(64, MAX_SIDE)
+    training_loop: TrainingLoop = part(TrainingLoop)
+    optimizer: Optimizer = part(Optimizer)
+    save: Save = part(Save)
+    lora_layers: LoraLayers = part(LoraLayers)
+    examples: Examples = part(Examples)
+    quantize: int | None = choice(QUANTIZE, None)
+    instrumentation: Instrumentation | None = part(Instrumentation, None)
+    kind: str = choice(KINDS, "t2i")
+    version: int = choice((1,), 1)
+    statistics: Any = checked(lambda value, path, problems: value, None)  # of mflux's checkpoints; not read
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the trained picture in px."""
+        return self.height // CELL * CELL, self.width // CELL * CELL
+
+
+@dataclass(frozen=True)
+class Target:
+    """One layer that gets a LoRA: its path in the transformer, the rank, and the scale of the change."""
+
+    path: str
+    rank: int
+    scale: float
+
+
+class SpecError(UsageError):
+    """Everything that is wrong with a train.json, one line each in `problems`."""
+
+    def __init__(self, name: str, problems: Sequence[str]):
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        hint = f"mend `{name}`; `mflux-train --config {name} --dry-run` checks it again"
+        super().__init__(f"{count} in `{name}`: {'; '.join(problems)}", hint)
+
+
+def read_json_file(path: Path) -> Any:
+    """The content of a JSON file.  Raises UsageError with line and column."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no file `{path}`", "`mflux-train --init-config` prints a template") from None
+    except json.JSONDecodeError as error:
+        problem = f"`{path}` is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise UsageError(problem, "mend that line") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"`{path}` cannot be read ({error})", "give a text file with JSON") from None
+
+
+def read_spec(value: Any, name: str, folder: Path) -> Spec:
+    """The spec of a JSON value.  folder: what relative paths start from.  Raises SpecError with all problems."""
+    problems: Problems = []
+    spec = read(Spec, value, "", problems)
+    if spec is None:
+        raise SpecError(name, problems)
+    problems += model_problems(spec) or target_problems(spec) + pair_problems(spec)
+    problems += file_problems(spec, folder)
+    if problems:
+        raise SpecError(name, problems)
+    return spec
+
+
+def sizes_of(model: str) -> TransformerConfig:
+    """The sizes of a model's transformer, without downloading it: FLUX.1's own for one on the hub."""
+    row = find(model)
+    if (row and row.folder) or expand(model).exists():
+        return read_config("transformer", resolve(model).folders["transformer"])
+    return TransformerConfig()
+
+
+def model_problems(spec: Spec) -> Problems:
+    try:
+        check_name(spec.model)
+        sizes_of(spec.model)
+    except UsageError as error:
+        return [f"`model`: {error.problem}; {error.hint}"]
+    return []
+
+
+def target_problems(spec: Spec) -> Problems:
+    problems: Problems = []
+    sizes = sizes_of(spec.model)
+    counts = {"transformer_blocks": sizes.num_layers, "single_transformer_blocks": sizes.num_single_layers}
+    for family, known in FAMILIES.items():
+        layers = getattr(spec.lora_layers, family)
+        path = f"lora_layers.{family}"
+        if layers is None:
+            continue
+        problems += block_problems(layers.block_range, f"{path}.block_range", counts[family], spec.model)
+        for name in layers.layer_types:
+            if name not in known and name not in known.values():
+                problems.append(f"`{path}.layer_types`: {short(name)} is unknown; choose from {', '.join(known)}")
+        if layers.lora_rank > sizes.width:
+            problems.append(f"`{path}.lora_rank`: {layers.lora_rank} is above the layers' width {sizes.width}")
+    if not problems and not targets_of(spec):
+        problems.append("`lora_layers`: it selects no layer; give `transformer_blocks` or `single_transformer_blocks`")
+    return problems
+
+
+def block_problems(blocks: BlockRange, path: str, count: int, model: str) -> Problems:
+    have = f"`{model}` has blocks 0 to {count - 1}"
+    if blocks.indices is not None:
+        return [f"`{path}.indices`: there is no block {each}; {have}" for each in blocks.indices if each >= count]
+    if blocks.start is None or blocks.end is None:
+        return [f"`{path}`: give `start` and `end`, or `indices`"]
+    if blocks.start >= blocks.end:
+        return [f"`{path}`: start {blocks.start} is not below end {blocks.end}"]
+    return [f"`{path}.end`: {blocks.end} is above {count}; {have}"] if blocks.end > count else []
+
+
+def pair_problems(spec: Spec) -> Problems:
+    problems: Problems = []
+    loop, needs_pair = spec.training_loop, spec.kind in PAIRS
+    for index, item in enumerate(spec.examples.images):
+        if needs_pair and not item.input_image:
+            problems.append(f"`examples.images[{index}]`: kind `{spec.kind}` needs an `input_image`")
+        if not needs_pair and item.input_image:
+            problems.append(f"`examples.images[{index}].input_image`: kind `t2i` uses none; did you mean `kontext`?")
+        if loop.loss.region == "mask" and not item.mask:
+            problems.append(f"`examples.images[{index}]`: `loss.region` is `mask`, so it needs a `mask`")
+    count = sum(item.repeats for item in spec.examples.images)
+    if loop.batch_size > count:
+        problems.append(f"`training_loop.batch_size`: {loop.batch_size} is above the {count} examples")
+    if loop.timestep.low >= loop.timestep.high:
+        problems.append(f"`training_loop.timestep`: low {loop.timestep.low} is not below high {loop.timestep.high}")
+    if len(spec.optimizer.betas) != 2:
+        problems.append(f"`optimizer.betas`: there are {len(spec.optimizer.betas)}, not two")
+    return problems
+
+
+def file_problems(spec: Spec, folder: Path) -> Problems:
+    """Files that are not there; what is in them is checked when they are opened."""
+    problems: Problems = []
+    validation = spec.instrumentation and spec.instrumentation.validation
+    for name, group in (
+        ("examples", spec.examples),
+        ("training_loop.prior", spec.training_loop.prior),
+        ("instrumentation.validation", validation),
+    ):
+        for index, item in enumerate(group.images if group else ()):
+            path = f"{name}.images[{index}]"
+            for field in ("image", "prompt_file", "input_image", "mask"):
+                given = getattr(item, field)
+                if given and not (place := placed(folder, group.path, given)).is_file():
+                    problems.append(f"`{path}.{field}`: there is no file `{place}`")
+            if (item.prompt is None) == (item.prompt_file is None):
+                problems.append(f"`{path}`: give a `prompt` or a `prompt_file`")
+    return problems
+
+
+def placed(folder: Path, path: str, name: str) -> Path:
+    """An item's file: relative to the group's path, which is relative to the file that names it."""
+    return folder / expand(path) / expand(name)
+
+
+def targets_of(spec: Spec) -> list[Target]:
+    """The layers that are trained, in the order of the network."""
+    found = []
+    for family, known in FAMILIES.items():
+        layers = getattr(spec.lora_layers, family)
+        if layers is None:
+            continue
+        blocks = layers.block_range
+        indices = blocks.indices if blocks.indices is not None else range(blocks.start or 0, blocks.end or 0)
+        for index in sorted(set(indices)):
+            for name in dict.fromkeys(known.get(name, name) for name in layers.layer_types):
+                found.append(Target(f"{family}.{index}.{name}", layers.lora_rank, scale_of(layers)))
+    if outside := spec.lora_layers.outside_blocks:
+        found += [Target(name, outside.lora_rank, scale_of(outside)) for name in outside.layer_types]
+    return found
+
+
+def scale_of(layers: Layers | Outside) -> float:
+    return 1.0 if layers.alpha is None else layers.alpha / layers.lora_rank
+
+
+def with_settings(value: Any, settings: Mapping[str, Any]) -> Any:
+    """The JSON value with some of its keys, named with dots, replaced."""
+    changed = json.loads(json.dumps(value))
+    for name, new in settings.items():
+        place, *rest = changed, *name.split(".")
+        for key in rest[:-1]:
+            place = place.setdefault(key, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise UsageError(f"`{name}` cannot be set: `{rest[-2]}` is no object", "name a key as `a.b=value`", "set")
+        place[rest[-1]] = new
+    return changed
