@@ -464,7 +464,9 @@ def training_loss(case: Case) -> Tensors:
     branch = Branch(case.needed("encoder_hidden_states"), case.needed("pooled_projections"), guidance_of(case))
     losses, velocity = sample_losses(network, branch, x0, noise, sigma)
     count = x0.shape[0]
-    weights = list(shares([1.0] * count, [prior is not None and slot >= count // 2 for slot in range(count)], prior or 0))
+    weights = list(
+        shares([1.0] * count, [prior is not None and slot >= count // 2 for slot in range(count)], prior or 0)
+    )
     out = {"sample_losses": losses, "loss": (losses * mx.array(weights)).sum()[None], "velocity": velocity}
     if layers:
 
@@ -511,7 +513,9 @@ def trained(case: Case) -> tuple[Network, dict[str, TrainedLinear]]:
     transformer = load_network("transformer", case.model() / "transformer")
     layers = {}
     if "lora" in case.spec["inputs"]:
-        targets = [Target(path, case.args["rank"], case.args["lora_alpha"] / case.args["rank"]) for path in case.args["layers"]]
+        targets = [
+            Target(path, case.args["rank"], case.args["lora_alpha"] / case.args["rank"]) for path in case.args["layers"]
+        ]
         layers = attach_trained(transformer, targets, 0)
         given = load_file(case.folder / case.spec["inputs"]["lora"][0])
         put_factors(layers, {name: mx.array(given[f"transformer.{name}.weight"]) for name in factors_of(layers)})

@@ -21,9 +21,9 @@ from mflux.engine.request import Request
 from mflux.weights.save import Saving
 
 READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Saving": Saving}
-READERS["Asked"] = make_dataclass(
-    "Asked", ("file", "model", "action", "paths", "shell", "folder")
-)  # read straight from the values
+SPOKEN = "file model action paths shell folder train_config train_checkpoint settings examples quantize rank seed "
+SPOKEN += "learning_rate max_steps batch_size resolution output_path dry_run init_config force allow_mismatch"
+READERS["Asked"] = make_dataclass("Asked", SPOKEN.split())  # read straight from the values
 READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 

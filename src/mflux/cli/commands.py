@@ -603,6 +603,38 @@ COMMANDS = (
         ),
         run="mflux.cli.completions:completions",
     ),
+    Command(
+        "mflux-train",
+        "Train a LoRA as a train.json says, or go on with a run from its checkpoint.",
+        "base",
+        (
+            Option("--train-config --config", "Asked.train_config", "the run's file; `--init-config` prints one"),
+            Option(
+                "--train-checkpoint --resume", "Asked.train_checkpoint", "a checkpoint zip, or `latest` of --output"
+            ),
+            Option("--set", "Asked.settings", "change keys of the file: a.b=value", {"nargs": "+", "action": "extend"}),
+            Option("--data", "Asked.examples", "pictures with captions beside them: a folder, or a .jsonl file"),
+            Option("--model -m", "Asked.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
+            Option("--quantize -q", "Asked.quantize", "bits a weight of the frozen model", {"type": whole}),
+            Option("--rank", "Asked.rank", "rank of every LoRA", {"type": whole}),
+            Option("--lr", "Asked.learning_rate", "learning rate", {"type": real}),
+            Option("--max-steps", "Asked.max_steps", "stop after so many updates", {"type": whole}),
+            Option("--batch-size", "Asked.batch_size", "examples an update", {"type": whole}),
+            Option("--resolution", "Asked.resolution", "width and height in px", {"type": whole}),
+            Option("--seed", "Asked.seed", "what every random number follows from", {"type": whole}),
+            Option("--output", "Asked.output_path", "the run's folder"),
+            Option("--dry-run", "Asked.dry_run", "check everything, write nothing", {"action": "store_true"}),
+            Option("--init-config", "Asked.init_config", "print a config to start from", {"action": "store_true"}),
+            Option("--force", "Asked.force", "train even if the memory forecast says no", {"action": "store_true"}),
+            Option(
+                "--allow-mismatch",
+                "Asked.allow_mismatch",
+                "go on although data, model or versions have changed",
+                {"action": "store_true"},
+            ),
+        ),
+        run="mflux.cli.train:train",
+    ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}
 # What follows `mflux`: generate, fill, kontext, save, ...

@@ -407,3 +407,38 @@ def with_settings(value: Any, settings: Mapping[str, Any]) -> Any:
             raise UsageError(f"`{name}` cannot be set: `{rest[-2]}` is no object", "name a key as `a.b=value`", "set")
         place[rest[-1]] = new
     return changed
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def with_listed_examples(value: Any, folder: Path) -> Any:
+    """The JSON value with its examples as a list, where it names a folder (`x.png` with `x.txt`) or a .jsonl file."""
+    named = value.get("examples") if isinstance(value, dict) else None
+    if not isinstance(named, str):
+        return value
+    place = folder / expand(named)
+    if place.suffix == ".jsonl" and place.is_file():
+        lines = place.read_text(encoding="utf-8").splitlines()
+        try:
+            images = [json.loads(line) for line in lines if line.strip()]
+        except json.JSONDecodeError as error:
+            raise UsageError(f"`{place}` is not JSON line by line: {error.msg}", "one object a line") from None
+        return value | {"examples": {"path": str(place.parent), "images": images}}
+    if not place.is_dir():
+        raise UsageError(f"there is no folder or .jsonl file `{place}`", "name one, or list the images", "examples")
+    pictures = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURES)
+    images = [{"image": path.name, "prompt_file": path.with_suffix(".txt").name} for path in pictures]
+    return value | {"examples": {"path": str(place), "images": images}}
+
+
+def with_absolute_paths(value: Any, folder: Path) -> Any:
+    """The JSON value with the paths of its groups of items absolute, so that a checkpoint finds them."""
+    changed = json.loads(json.dumps(value))
+    for keys in (("examples",), ("training_loop", "prior"), ("instrumentation", "validation")):
+        group = changed
+        for key in keys:
+            group = group.get(key) if isinstance(group, dict) else None
+        if isinstance(group, dict) and isinstance(group.get("path", "."), str):
+            group["path"] = str((folder / expand(group.get("path", "."))).absolute())
+    return changed

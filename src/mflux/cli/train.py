@@ -1,0 +1,268 @@
+"""`mflux-train`: flags to a spec, the trainer's updates to files."""
+
+import json
+import logging
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mflux.cli.options import Values
+from mflux.errors import UsageError
+from mflux.paths import expand
+
+# Flags that stand for a key of the file.
+SHORTCUTS = {
+    "model": "model",
+    "quantize": "quantize",
+    "seed": "seed",
+    "learning_rate": "optimizer.learning_rate",
+    "max_steps": "training_loop.max_steps",
+    "batch_size": "training_loop.batch_size",
+    "output_path": "save.output_path",
+    "examples": "examples",
+}
+log = logging.getLogger("mflux")
+
+
+def train(values: Values) -> None:
+    """Check, train, save.  Raises MfluxError; KeyboardInterrupt after Ctrl-C, with the state saved."""
+    if values.get("init_config"):
+        print(json.dumps(template(), indent=2))
+        return
+    given = [name for name in ("train_config", "train_checkpoint") if name in values]
+    if len(given) != 1:
+        problem = "both a config and a checkpoint are given" if given else "there is no config and no checkpoint"
+        raise UsageError(problem, "give `--train-config FILE`, or `--train-checkpoint ZIP` to go on with a run")
+
+    from mflux.training import spec as specs
+
+    settings = read_settings(values)
+    if "train_checkpoint" in values:
+        from mflux.training import checkpoint as checkpoints
+
+        path = checkpoint_path(values, settings)
+        saved = checkpoints.read(path)
+        config, folder, name = saved.config, path.parent, str(path)
+    else:
+        path = expand(values["train_config"], "train_config")
+        config, folder, name, saved = specs.read_json_file(path), path.absolute().parent, str(path), None
+    config = specs.with_settings(config, settings | ranks(config, values))
+    try:
+        config = specs.with_absolute_paths(specs.with_listed_examples(config, folder), folder)
+        spec = specs.read_spec(config, name, folder)
+
+        from mflux.training.dataset import find_sources
+
+        sources, held_out = find_sources(spec, folder, name)
+    except specs.SpecError as error:
+        for problem in error.problems:
+            print(f"problem: {problem}", file=sys.stderr)
+        raise UsageError(f"there are {len(error.problems)} problems in `{name}`", error.hint) from None
+    note(spec)
+    print_plan(spec, len(sources), values)
+    if values.get("dry_run"):
+        return
+    run(spec, config, sources, held_out, saved, path, values)
+
+
+def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: Path, values: Values) -> None:
+    """Train to the end, with a bar."""
+    from tqdm import tqdm
+
+    from mflux.engine.flux import Flux1
+    from mflux.training.trainer import Trainer
+
+    flux = Flux1(spec.model, spec.quantize)
+    trainer = Trainer(spec, config, flux, sources, held_out)
+    if saved:
+        trainer.restore(saved, bool(values.get("allow_mismatch")))
+    output = path.parent.parent if saved and path.parent.name == "_checkpoints" else new_folder(spec)
+    output.mkdir(parents=True, exist_ok=True)
+    stop = Stop()
+    with tqdm(total=trainer.total, initial=trainer.step, unit="update", file=sys.stderr, leave=False) as bar:
+        for update in trainer.run():
+            bar.update()
+            bar.set_postfix(loss=f"{update.loss:.4f}")
+            watch(trainer, update, output)
+            due = update.step % spec.save.checkpoint_frequency == 0 or update.step == update.total
+            if due or stop.asked:
+                written = trainer.save(output)
+                bar.clear()
+                print(written, flush=True)
+            if stop.asked and update.step < update.total:
+                log.warning(f"interrupted; `mflux-train --train-checkpoint {written}` goes on")
+                raise KeyboardInterrupt
+    print(export(trainer, output))
+
+
+class Stop:
+    """Ctrl-C and SIGTERM ask for a stop after the update; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def watch(trainer: Any, update: Any, output: Path) -> None:
+    """The log of an update, and what is looked at every so often.  Draws nothing from the run's random numbers."""
+    from mflux.training.plots import draw_losses
+
+    watching = trainer.spec.instrumentation
+    line = {"step": update.step, "epoch": update.epoch, "loss": update.loss, "norm": update.norm, "rate": update.rate}
+    last = update.step == update.total
+    if watching:
+        plot = last or update.step % watching.plot_frequency == 0
+        often = (watching.validation and watching.validation.frequency) or watching.plot_frequency
+        if (update.step % often == 0 or last) and (held_out := trainer.validate()) is not None:
+            trainer.losses[-1]["validation"] = line["validation"] = held_out
+        if plot:
+            points = [(each["step"], each["loss"]) for each in trainer.losses]
+            measured = [(each["step"], each["validation"]) for each in trainer.losses if "validation" in each]
+            draw_losses(points, measured, output / "_validation" / "plots" / f"{update.step:07d}_loss.pdf")
+        prompts = watching.preview_prompts or ((watching.validation_prompt,) if watching.validation_prompt else ())
+        if prompts and trainer.spec.kind == "t2i" and (last or update.step % watching.generate_image_frequency == 0):
+            preview(trainer, prompts, output / "_validation" / "images" / f"{update.step:07d}_validation_image.png")
+    with (output / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def preview(trainer: Any, prompts: Any, path: Path) -> None:
+    """The model as it is now, one picture a prompt side by side."""
+    import numpy as np
+    from PIL import Image
+
+    from mflux.engine.request import Config
+
+    spec = trainer.spec
+    height, width = spec.size
+    config = Config(num_inference_steps=spec.steps, height=height, width=width, guidance=spec.guidance)
+    pictures = [np.asarray(trainer.flux.generate_image(spec.seed, prompt, config).image) for prompt in prompts]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(pictures, axis=1)).save(path)
+
+
+def export(trainer: Any, output: Path) -> Path:
+    """The adapter alone, for diffusers and every `--lora`."""
+    import mlx.core as mx
+
+    target = output / "adapter.safetensors"
+    temporary = target.with_name("adapter.partial.safetensors")
+    mx.save_safetensors(str(temporary), trainer.exported())
+    temporary.replace(target)
+    return target
+
+
+def read_settings(values: Values) -> dict[str, Any]:
+    """Keys of the file and their new values, from --set and the short flags."""
+    settings: dict[str, Any] = {}
+    for text in values.get("settings", ()):
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"`{text}` is no setting", "give `a.b=value`, for example `seed=1`", "settings")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    settings |= {key: values[flag] for flag, key in SHORTCUTS.items() if flag in values}
+    if "resolution" in values:
+        settings |= {"width": values["resolution"], "height": values["resolution"]}
+    return settings
+
+
+def ranks(config: Any, values: Values) -> dict[str, Any]:
+    """`--rank` for every family of layers in the config."""
+    families = config.get("lora_layers") if isinstance(config, dict) else None
+    if "rank" not in values or not isinstance(families, dict):
+        return {}
+    return {f"lora_layers.{family}.lora_rank": values["rank"] for family in families}
+
+
+def checkpoint_path(values: Values, settings: dict[str, Any]) -> Path:
+    """The zip, or the newest of the folder that `--output` names."""
+    if values["train_checkpoint"] != "latest":
+        return expand(values["train_checkpoint"], "train_checkpoint").absolute()
+    if "output_path" not in values:
+        raise UsageError("`latest` of which run?", "name its folder with `--output`", "train_checkpoint")
+    from mflux.training.checkpoint import latest
+
+    return latest(expand(settings.pop("save.output_path"), "output_path").absolute())
+
+
+def new_folder(spec: Any) -> Path:
+    """The output folder; with the time behind its name where there is one already."""
+    folder = expand(spec.save.output_path).absolute()
+    if folder.exists():
+        folder = folder.with_name(f"{folder.name}_{datetime.now():%Y%m%d_%H%M%S}")
+    return folder
+
+
+def note(spec: Any) -> None:
+    """What is allowed, and seldom meant."""
+    from mflux.weights.catalog import find
+
+    row = find(spec.model)
+    if row and row.guidance is None:
+        log.warning(f"`{spec.model}` is distilled to few steps: adapters trained on it may need more of them")
+        if spec.guidance is not None:
+            log.warning(f"`guidance` {spec.guidance} is not used: `{spec.model}` takes none")
+    if (spec.height, spec.width) != spec.size:
+        log.warning(f"{spec.width} x {spec.height} px are floored to {spec.size[1]} x {spec.size[0]}")
+    images = [item.image for item in spec.examples.images]
+    if len(set(images)) < len(images):
+        log.warning("`examples.images` names a picture more than once; `repeats` says so with less")
+
+
+def print_plan(spec: Any, examples: int, values: Values) -> None:
+    """Layers, weights and the memory forecast on stderr.  Raises UsageError where the machine is too small."""
+    from mflux.engine.plan import gigabytes
+    from mflux.runtime import physical_memory
+    from mflux.training.memory import forecast
+    from mflux.training.spec import targets_of
+
+    needed = forecast(spec)
+    log.warning(
+        f"{len(targets_of(spec))} layers are trained on {examples} examples; about {gigabytes(needed)} of memory"
+    )
+    if needed > physical_memory() and not values.get("force"):
+        problem = f"training needs about {gigabytes(needed)}, and this machine has {gigabytes(physical_memory())}"
+        raise UsageError(
+            problem,
+            "quantize to 4 bits, lower width, height or lora_rank, turn gradient_checkpointing on; or `--force`",
+        )
+
+
+def template() -> dict[str, Any]:
+    """A config for a new run, with what people have found to work."""
+    layers = {"block_range": {"start": 0, "end": 38}, "lora_rank": 16}
+    return {
+        "model": "dev",
+        "seed": 42,
+        "steps": 20,
+        "guidance": 1.0,
+        "quantize": 8,
+        "width": 512,
+        "height": 512,
+        "training_loop": {"num_epochs": 100, "batch_size": 1, "timestep": {"mode": "flux_shift"}},
+        "optimizer": {"name": "AdamW", "learning_rate": 1e-4},
+        "save": {"output_path": "train", "checkpoint_frequency": 50},
+        "instrumentation": {
+            "plot_frequency": 10,
+            "generate_image_frequency": 50,
+            "validation_prompt": "photo of sks dog",
+        },
+        "lora_layers": {
+            "single_transformer_blocks": {
+                "layer_types": ["proj_out", "proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v"],
+                **layers,
+            }
+        },
+        "examples": {"path": "images", "images": [{"image": "01.png", "prompt": "photo of sks dog"}]},
+    }

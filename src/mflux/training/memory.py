@@ -1,0 +1,37 @@
+"""How much memory a training run takes, before anything is loaded.
+
+Source: section 4.4 of the training specification: activations kept for the backward pass in units of S * width (a
+stream of tokens) and heads * S^2 (attention's scores), measured on a network of FLUX's shape.
+"""
+
+from mflux.engine.latents import TOKEN_PIXELS
+from mflux.runtime import on_cpu
+from mflux.training.spec import PAIRS, Spec, sizes_of, targets_of
+from mflux.weights.catalog import find
+
+KEPT_JOINT, KEPT_SINGLE, KEPT_OUTSIDE = 29, 28, 30  # streams, without checkpointing
+ONE_BLOCK, ONE_SCORES = 69, 2.5  # streams and scores of a block that is computed again
+BYTES_A_FACTOR = 16  # itself, its gradient, two moments, float32
+FULL_WIDTH_WEIGHTS = 11.9e9 / 3072**2 / (19 * 2 + 38)  # weights a block and width^2, joint blocks counting twice
+
+
+def forecast(spec: Spec) -> int:
+    """Bytes at the worst moment of an update."""
+    sizes, loop, row = sizes_of(spec.model), spec.training_loop, find(spec.model)
+    bytes_each = 4 if on_cpu() else 2
+    height, width = spec.size
+    image_tokens = height * width // TOKEN_PIXELS**2 * (2 if spec.kind in PAIRS and spec.kind != "fill_edit" else 1)
+    tokens = image_tokens + (row.text_tokens if row else 512)
+    stream, scores = tokens * sizes.width, sizes.num_attention_heads * tokens**2
+    joint, single = sizes.num_layers, sizes.num_single_layers
+    if loop.gradient_checkpointing:
+        activations = (joint + single + ONE_BLOCK) * stream + ONE_SCORES * scores
+    else:
+        activations = (KEPT_SINGLE * single + KEPT_JOINT * joint + KEPT_OUTSIDE) * stream + (
+            joint + single + 2.2
+        ) * scores
+    weights = FULL_WIDTH_WEIGHTS * sizes.width**2 * (2 * joint + single)
+    bits = spec.quantize + 0.5 if spec.quantize else 8 * bytes_each
+    factors = sum(target.rank for target in targets_of(spec)) * 4 * sizes.width  # wide layers are the rule's average
+    batch = loop.batch_size if loop.batching == "fast" else 1
+    return int(weights * bits / 8 + BYTES_A_FACTOR * factors + bytes_each * batch * activations)
