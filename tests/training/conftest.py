@@ -1,11 +1,10 @@
 """A small run on the tiny random model, and the parts it is made of."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,7 +53,9 @@ def train_json(tmp_path: Path, config: dict[str, Any]) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, config: dict[str, Any], random_flux: Callable[[str], Flux1]) -> Callable[..., Trainer]:
+def trainer(
+    tmp_path: Path, config: dict[str, Any], random_flux: Callable[[str], Flux1]
+) -> Iterator[Callable[..., Trainer]]:
     """A trainer of the config with some keys changed; the one before it lets go of the shared model."""
     made: list[Trainer] = []
 
@@ -70,8 +71,3 @@ def trainer(tmp_path: Path, config: dict[str, Any], random_flux: Callable[[str],
     yield make
     if made:
         made.pop().close()
-
-
-def same(one: dict[str, mx.array], other: dict[str, mx.array]) -> bool:
-    """Equal to the bit."""
-    return one.keys() == other.keys() and all(bool(mx.array_equal(one[name], other[name])) for name in one)

@@ -5,11 +5,15 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import same
 
 from mflux import Config
 from mflux.errors import MfluxError, UsageError
 from mflux.training import checkpoint as checkpoints
+
+
+def same(one, other):
+    """Equal to the bit."""
+    return one.keys() == other.keys() and all(bool(mx.array_equal(one[name], other[name])) for name in one)
 
 
 def finished(trainer):

@@ -80,8 +80,8 @@ def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: P
         trainer.restore(saved, bool(values.get("allow_mismatch")))
     output = path.parent.parent if saved and path.parent.name == "_checkpoints" else new_folder(spec)
     output.mkdir(parents=True, exist_ok=True)
-    stop = Stop()
-    with tqdm(total=trainer.total, initial=trainer.step, unit="update", file=sys.stderr, leave=False) as bar:
+    bar = tqdm(total=trainer.total, initial=trainer.step, unit="update", file=sys.stderr, leave=False)
+    with Stop() as stop, bar:
         for update in trainer.run():
             bar.update()
             bar.set_postfix(loss=f"{update.loss:.4f}")
@@ -102,8 +102,14 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+
+    def __enter__(self) -> "Stop":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:
@@ -143,6 +149,7 @@ def preview(trainer: Any, prompts: Any, path: Path) -> None:
 
     spec = trainer.spec
     height, width = spec.size
+    trainer.flux.parts.put("transformer", trainer.transformer)  # a large model drops it after each picture
     config = Config(num_inference_steps=spec.steps, height=height, width=width, guidance=spec.guidance)
     pictures = [np.asarray(trainer.flux.generate_image(spec.seed, prompt, config).image) for prompt in prompts]
     path.parent.mkdir(parents=True, exist_ok=True)
