@@ -144,7 +144,8 @@ def test_a_prompt_file_is_read_again_before_each_picture(dev, tmp_path):
     file.write_text("first")
     process = start(words, tmp_path, "--prompt-file", file)
     assert process.stdout.readline() == "image_seed_0.png\n"
-    file.write_text("second")
+    (tmp_path / "next.txt").write_text("second")
+    (tmp_path / "next.txt").replace(file)  # at once: an empty file between the two would be refused
     process.communicate()
     drawn = [read_metadata(tmp_path / f"image_seed_{seed}.png")["prompt"] for seed in range(30)]
     assert (drawn[0], drawn[-1]) == ("first", "second")
@@ -171,7 +172,7 @@ def test_ctrl_c_gives_130_and_keeps_the_finished_pictures(dev, tmp_path):
     process = start(seeds(dev, *range(2000)), tmp_path, "--batch-size", "1")
     assert process.stdout.readline() == "image_seed_0.png\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err and "interrupted; finished pictures are kept" in err
     named = {"image_seed_0.png", *out.split()}
@@ -186,7 +187,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(dev, tmp_path):
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait(30) != 0 and "Traceback" not in err and "unexpected" not in err
+    assert process.wait(120) != 0 and "Traceback" not in err and "unexpected" not in err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -226,3 +227,20 @@ def test_help_answers_fast():
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", GENERATE, "--help"], capture_output=True, check=True)
     assert time.perf_counter() - started < 3  # measured: 0.15 s
+
+
+def test_names_tell_seed_number_and_prompt(cli, dev):
+    words = (*dev[:2], "--steps", "1", "--max-sequence-length", "8", "--height", "16", "--width", "16")
+    done = cli(*words, "--seed", "7", "8", "--prompt", "a fox/ “größer”: 狐", "--output", "{index}_{seed}_{prompt}.png")
+    assert done.code == 0 and done.out.split() == ["1_7_a-fox-größer-狐.png", "2_8_a-fox-größer-狐.png"]
+    assert cli(*words, "--seed", "1", "--prompt", "?!", "--output", "{prompt}.png").out == "picture.png\n"
+    long = cli(*words, "--seed", "1", "--prompt", "word " * 50, "--output", "{prompt}.png").out
+    assert len(long) < 70 and long.startswith("word-word")
+
+
+def test_a_file_is_replaced_only_on_request(cli, dev):
+    Path("image.png").write_text("mine")
+    assert cli(*dev).out == "image_1.png\n" and Path("image.png").read_text() == "mine"
+    done = cli(*dev, "--overwrite", "--metadata")
+    assert done.out.split() == ["image.png", "image.json"] and Path("image.png").read_bytes()[1:4] == b"PNG"
+    assert cli(*dev, "--overwrite", "--metadata").out.split() == ["image.png", "image.json"]

@@ -55,7 +55,12 @@ PROMPTS = "give one of `--prompt TEXT`, `--prompt -` (stdin) and `--prompt-file 
         ("--output", "/dev/full", "`/dev/full` has no ending", ENDINGS),
         ("--output", "..", "`..` is a folder", "give a file name, for example `image.png`"),
         ("--output", "fox.png/", "`fox.png/` is a folder", "give a file name, for example `image.png`"),
-        ("--output", "{name}.png", "`{name}.png` has an unknown placeholder", "`{seed}` is the only one"),
+        (
+            "--output",
+            "{name}.png",
+            "`{name}.png` has an unknown placeholder, `{name}`",
+            "known: `{seed}`, `{index}`, `{prompt}`",
+        ),
         ("--prompt-file", "/no/such.txt", "there is no file `/no/such.txt`", "check the path"),
         ("--prompt-file", "/tmp", "`/tmp` cannot be read (Is a directory)", "give a text file"),
         ("--mask-path", "mask.png", "there is no image for it", "give `--image-path` too"),

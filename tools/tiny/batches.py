@@ -160,15 +160,15 @@ def change_weights(changed: Tensor) -> Tensor:
     return 1 + near * (72 / near.sum(dim=1, keepdim=True).clamp(min=1)).clamp(1, 4)
 
 
-def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor]) -> None:
+def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor], hiding: bool) -> None:
     """Both texts become "" in some rows, so that true CFG and negative prompts work.
 
-    In others the colours of the objects are hidden: what a shape's word means has to be learnt without the word beside
-    it, or a pair that is new is not drawn as what it says. Shapes are not hidden: which shapes a colour comes with
-    tells that the pairs held out are none. Not in instructions: they mostly say one of the two, and the reference shows
-    the other.
+    hiding: in others the colours of the objects are hidden: what a shape's word means has to be learnt without the word
+    beside it, or a pair that is new is not drawn as what it says. Shapes are not hidden: which shapes a colour comes
+    with tells that the pairs held out are none. Not in instructions: they mostly say one of the two, and the reference
+    shows the other.
     """
-    hidden = torch.rand(len(batch.clean)) < (HIDDEN if batch.references is None else 0.0)
+    hidden = torch.rand(len(batch.clean)) < (HIDDEN if hiding and batch.references is None else 0.0)
     colors, shapes = (torch.isin(batch.t5_ids, torch.tensor(t5_ids_of(kind))) for kind in (COLORS, SHAPES))
     described = colors & shapes.roll(-1, dims=1)  # a colour before its shape, not a background's
     batch.t5_ids = torch.where(hidden[:, None] & described, UNKNOWN, batch.t5_ids)

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from captions import PLACES, with_article
@@ -57,12 +58,18 @@ def scenes_of(chosen: EvaluationSet, count: int) -> list[Scene]:
     return [sample_scene(rng, chosen.kind) for _ in range(count)]
 
 
-def evaluate(paint: Draw, chosen: EvaluationSet, count: int, batch: int = 32) -> dict[str, float]:
-    """Per cent of right answers to each question."""
+def evaluate(
+    paint: Callable[[list[Any], list[int]], list[np.ndarray]],
+    chosen: EvaluationSet,
+    count: int,
+    batch: int = 32,
+    ask: Callable[[Scene], Any] = plain_prompt,
+) -> dict[str, float]:
+    """Per cent of right answers to each question. ask: what the painter is given of a scene."""
     scenes, answers = scenes_of(chosen, count), []
     for start in range(0, count, batch):
         some = scenes[start : start + batch]
-        pictures = paint([plain_prompt(scene) for scene in some], list(range(start, start + len(some))))
+        pictures = paint([ask(scene) for scene in some], list(range(start, start + len(some))))
         answers += [answer(picture, scene) for picture, scene in zip(pictures, some, strict=True)]
     return {name: round(100 * float(np.mean([one[name] for one in answers])), 1) for name in answers[0]}
 

@@ -11,21 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 from clock import log
-from evaluate import SETS, SHIPPED, EvaluationSet, answer, scenes_of, table
+from evaluate import SETS, SHIPPED, evaluate, table
 from PIL import Image
 from world import SIDE, draw
 
 DrawAgain = Callable[[list[Image.Image], list[int]], list[np.ndarray]]
-
-
-def evaluate_redux(paint: DrawAgain, chosen: EvaluationSet, count: int, batch: int = 32) -> dict[str, float]:
-    """Per cent of right answers to each question."""
-    scenes, answers = scenes_of(chosen, count), []
-    for start in range(0, count, batch):
-        some = scenes[start : start + batch]
-        pictures = paint([draw(scene) for scene in some], list(range(start, start + len(some))))
-        answers += [answer(picture, scene) for picture, scene in zip(pictures, some, strict=True)]
-    return {name: round(100 * float(np.mean([one[name] for one in answers])), 1) for name in answers[0]}
 
 
 def torch_painter(source: str, guidance: float) -> DrawAgain:
@@ -72,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     product = options.source == "mflux"
     paint = product_painter(options.guidance) if product else torch_painter(options.source, options.guidance)
-    results = {chosen.name: evaluate_redux(paint, chosen, options.count) for chosen in SETS}
+    results = {chosen.name: evaluate(paint, chosen, options.count, ask=draw) for chosen in SETS}
     for name, one in results.items():
         log("evaluate", source=f"redux, {options.source}", guidance=options.guidance, set=name, **one)
     print(table(results))

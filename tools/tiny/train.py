@@ -287,7 +287,7 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
     while not clock.over:
         trainer.set_rates(clock.share)
         batch = next_batch()
-        drop_captions(batch, empty)
+        drop_captions(batch, empty, hiding=not trainer.stage.guided)
         length = trainer.stage.text_tokens or random_length()
         batch.t5_ids = repad(batch.t5_ids, length)
         usual = length == (trainer.stage.text_tokens or PAD_LENGTHS[0]) and (

@@ -4,8 +4,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-from mflux.cli.options import LORAS, SHARED, Command, Option, Values, real, whole
-from mflux.engine.request import QUANTIZE
+from mflux.cli.options import LORAS, SHARED, Command, Option, Values, quantize, real, whole
 from mflux.errors import UsageError
 
 
@@ -45,12 +44,13 @@ PICTURE_AND_MASK = "give the picture and a mask of its size, white where to pain
 MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
 
 
-FULL_IMAGE = Option(
-    "--save-full-image",
-    "Run.side_files",
-    "also write both panels as <name>_full.png",
-    {"action": "append_const", "const": "full"},
-)
+def side_file(flag: str, artifact: str, what: str) -> Option:
+    """A flag that also writes a picture which the run makes besides."""
+    words = f"also write {what} as <name>_{artifact}.png"
+    return Option(flag, "Run.side_files", words, {"action": "append_const", "const": artifact})
+
+
+FULL_IMAGE = side_file("--save-full-image", "full", "both panels")
 
 
 def fill_conditions(values: Values) -> tuple[Any, ...]:
@@ -135,7 +135,7 @@ def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ..
     from mflux import conditions
 
     names = ("image", "source", "canny_low", "canny_high", "depth_model", "fit")
-    return (conditions.Control(kind=kind, **{name: values[name] for name in names if name in values}),)
+    return (conditions.Control(kind=kind, **given(values, *names)),)
 
 
 def controlnet_conditions(values: Values) -> tuple[Any, ...]:
@@ -157,7 +157,7 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
             raise UsageError(problem, "give one for all, or one for each", key)
     from mflux import conditions
 
-    shared = {name: values[name] for name in ("canny_low", "canny_high", "depth_model", "fit") if name in values}
+    shared = given(values, "canny_low", "canny_high", "depth_model", "fit")
     return tuple(
         conditions.ControlNet(
             **{name: picture},
@@ -171,8 +171,7 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
 
 
 def upscale_conditions(values: Values) -> tuple[Any, ...]:
-    if "image" not in values:
-        raise UsageError("`--controlnet-image-path` is missing", "give the picture to enlarge")
+    needed(values, "give the picture to enlarge", image="--controlnet-image-path")
     from mflux import conditions
 
     names = {"Upscale.model": "model"} | {name: name for name in ("image", "strength", "scale")}
@@ -264,12 +263,7 @@ COMMANDS = (
             Option("--canny-image-path", "Control.image", "a map of edges, in place of a picture"),
             *thresholds("Control", 50, 200),
             fit("Control"),
-            Option(
-                "--save-canny",
-                "Run.side_files",
-                "also write the edges as <name>_canny.png",
-                {"action": "append_const", "const": "canny"},
-            ),
+            side_file("--save-canny", "canny", "the edges"),
         ),
         partial(control_conditions, "canny", "--canny-image-path"),
         default_model="canny",
@@ -284,12 +278,7 @@ COMMANDS = (
             Option("--depth-image-path", "Control.image", "a depth map, near is bright, in place of a picture"),
             depth_model("Control"),
             fit("Control"),
-            Option(
-                "--save-depth-map",
-                "Run.side_files",
-                "also write the map as <name>_depth.png",
-                {"action": "append_const", "const": "depth"},
-            ),
+            side_file("--save-depth-map", "depth", "the map"),
         ),
         partial(control_conditions, "depth", "--depth-image-path"),
         default_model="depth",
@@ -304,12 +293,7 @@ COMMANDS = (
             Option(
                 "--model -m", "SaveDepth.model", "Depth Pro's hub id or folder, or `tiny` (default apple/DepthPro-hf)"
             ),
-            Option(
-                "--quantize -q",
-                "SaveDepth.quantize",
-                f"bits a weight: {', '.join(map(str, QUANTIZE))}",
-                {"type": whole},
-            ),
+            quantize("SaveDepth"),
         ),
         run="mflux.cli.save_depth:run",
     ),
@@ -360,12 +344,7 @@ COMMANDS = (
             *thresholds("ControlNet", 100, 200),
             depth_model("ControlNet"),
             fit("ControlNet"),
-            Option(
-                "--controlnet-save-canny",
-                "Run.side_files",
-                "also write the edges as <name>_canny.png",
-                {"action": "append_const", "const": "canny"},
-            ),
+            side_file("--controlnet-save-canny", "canny", "the edges"),
         ),
         controlnet_conditions,
         default_model="dev",
@@ -561,9 +540,7 @@ COMMANDS = (
             Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, folder, or single file"),
             Option("--path", "Saving.target", "the new folder"),
             Option("--base-model", "Flux1.base_model", "alias of the family that a third-party model belongs to"),
-            Option(
-                "--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}
-            ),
+            quantize("Flux1"),
             Option("--layout", "Saving.layout", "whose folder layout: mflux (default) or diffusers (whole weights)"),
             *LORAS,
         ),

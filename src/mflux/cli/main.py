@@ -8,6 +8,7 @@ import difflib
 import logging
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -15,19 +16,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mflux.cli.commands import BY_NAME, SHORT
+from mflux.cli.commands import BY_NAME, SHORT, given
 from mflux.cli.loras import choose_loras
 from mflux.cli.options import Command
 from mflux.cli.parse import parse, show
 from mflux.cli.replay import conditions_of, replayed
-from mflux.engine.request import QUANTIZE, TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
+from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, UsageError
 from mflux.paths import check_output, check_output_size, expand
-from mflux.weights.catalog import check_name, require
+from mflux.weights.catalog import BITS, check_name, require
 
 AUTO_SEED_MAX = 10_000_000
 MAX_SEEDS = 1_000_000
 MAX_PROMPT_BYTES = 1_000_000
+MAX_PROMPT_IN_NAME = 60  # letters
+PLACEHOLDERS = ("{seed}", "{index}", "{prompt}")
 log = logging.getLogger("mflux")
 
 
@@ -43,6 +46,7 @@ class Run:
     seed: Sequence[int] = ()
     auto_seeds: int | None = None
     output: str = "image.png"
+    overwrite: bool = False
     batch_size: int | None = None
     config_from_metadata: str | None = None
     metadata: bool = False
@@ -113,13 +117,13 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     run = Run(**pick(Run, values))
     config, negative = check_config(values)
     if "quantize" in values:
-        check_choice("quantize", values["quantize"], QUANTIZE)
+        check_choice("quantize", values["quantize"], BITS)
     if run.batch_size is not None:
         check_number("batch_size", run.batch_size, 1, 1000, whole=True)
     seeds = choose_seeds(run)
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
-    targets = output_names(run.output, seeds, len(turns))
+    targets = output_names(run.output, seeds, len(turns), prompt)
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = conditions_of(command, values)
     model, base_model = choose_model(command, run, values.get("base_model"))
@@ -127,11 +131,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
 
     from mflux.engine.flux import Flux1
 
-    options = {
-        name: values[name]
-        for name in ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
-        if name in values
-    }
+    options = given(values, "quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
     flux = Flux1(model, base_model=base_model, task=command.task, **loras, **options)
     rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
@@ -150,13 +150,13 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         else:
             pictures = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
         for picture, target in zip(pictures, targets, strict=True):
-            written = picture.save(target, embed_metadata=not run.no_metadata)
+            written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
             bar.say(str(written))
             for name in run.side_files:
-                for side_file in picture.save_artifacts(name, written):
+                for side_file in picture.save_artifacts(name, written, run.overwrite):
                     bar.say(str(side_file))
             if run.metadata:
-                bar.say(str(picture.save_metadata(written.with_suffix(".json"))))
+                bar.say(str(picture.save_metadata(written.with_suffix(".json"), run.overwrite)))
 
 
 def turn_by_turn(
@@ -275,15 +275,21 @@ def prompt_text(raw: bytes, name: str, field: str) -> str:
     return text
 
 
-def output_names(pattern: str, seeds: Sequence[int], turns: int = 0) -> list[str]:
+def output_names(pattern: str, seeds: Sequence[int], turns: int = 0, prompt: str = "") -> list[str]:
     """A file name for each seed, and for each of its turns.  Raises UsageError for an unknown placeholder."""
-    name = pattern.replace("{seed}", "")
-    if "{" in name or "}" in name:
-        raise UsageError(f"`{pattern}` has an unknown placeholder", "`{seed}` is the only one", "output")
-    if "{seed}" in pattern:
-        names = [pattern.replace("{seed}", str(seed)) for seed in seeds]
-    else:
-        names = [ending_in(pattern, f"_seed_{seed}") if len(seeds) > 1 else pattern for seed in seeds]
+    unknown = [each for each in re.findall(r"\{.*?\}|[{}]", pattern) if each not in PLACEHOLDERS]
+    if unknown:
+        known = ", ".join(f"`{each}`" for each in PLACEHOLDERS)
+        raise UsageError(f"`{pattern}` has an unknown placeholder, `{unknown[0]}`", f"known: {known}", "output")
+    words = "-".join(re.findall(r"\w+", prompt))[:MAX_PROMPT_IN_NAME].rstrip("-") or "picture"
+    tells = len(seeds) > 1 and "{seed}" not in pattern and "{index}" not in pattern
+    names = [
+        (ending_in(pattern, f"_seed_{seed}") if tells else pattern)
+        .replace("{seed}", str(seed))
+        .replace("{index}", str(index))
+        .replace("{prompt}", words)
+        for index, seed in enumerate(seeds, 1)
+    ]
     if not turns:
         return names
     return [ending_in(name, f"_turn_{turn}") for name in names for turn in range(1, turns + 1)]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mflux.engine.request import QUANTIZE, short
+from mflux.engine.request import short
+from mflux.weights.catalog import BITS
 
 LORA_REPO = "ali-vilab/In-Context-LoRA"  # mflux 0.8's default
 Values = Mapping[str, Any]  # by field name, of the flags that were given
@@ -75,6 +76,11 @@ class Command:
     needs_prompt: bool = True
 
 
+def quantize(owner: str) -> Option:
+    bits = ", ".join(map(str, BITS))
+    return Option("--quantize -q", f"{owner}.quantize", f"bits a weight: {bits}", {"type": whole})
+
+
 PROMPTS = (
     Option("--prompt", "Run.prompt", "what to draw; `-` reads all of stdin"),
     Option("--prompt-file", "Run.prompt_file", "a text file with the prompt, read again before each picture"),
@@ -85,7 +91,7 @@ MODELS = (
     Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
     Option("--path", "Run.path", "folder of a model; --model then names the kind it is"),
     Option("--base-model", "Flux1.base_model", "alias whose defaults a third-party model uses"),
-    Option("--quantize -q", "Flux1.quantize", f"bits a weight: {', '.join(map(str, QUANTIZE))}", {"type": whole}),
+    quantize("Flux1"),
 )
 LORAS = (
     Option(
@@ -138,7 +144,8 @@ OUTPUTS = (
         "Run.config_from_metadata",
         "draw what this picture or .json file was drawn with; other flags change it",
     ),
-    Option("--output", "Run.output", "png, jpg or webp; `{seed}` stands for the seed (default image.png)"),
+    Option("--output", "Run.output", "png, jpg or webp; `{seed}`, `{index}`, `{prompt}` in it (default image.png)"),
+    Option("--overwrite", "Run.overwrite", "replace a file of that name", {"action": "store_true"}),
     Option("--metadata", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}),
     Option("--no-metadata", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
 )

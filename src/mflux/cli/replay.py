@@ -27,7 +27,6 @@ TELLING = {
     "image_paths",
     "depth_image_path",
 }
-NAMES = {"masked_image_path": "masked-image-path", "seed": "seed"}
 log = logging.getLogger("mflux")
 
 
@@ -161,7 +160,7 @@ def from_keys(command: Command, told: Mapping[str, Any], path: Path) -> dict[str
 
 def option_of(command: Command, key: str) -> Option | None:
     """The flag that a key of other versions is spelled like."""
-    flag = f"--{NAMES.get(key, key).replace('_', '-')}"
+    flag = f"--{key.replace('_', '-')}"
     return next((option for option in command.options if flag in option.flags.split()), None)
 
 

@@ -4,12 +4,10 @@ import sys
 
 from mflux.cli.loras import choose_loras
 from mflux.cli.options import Values
-from mflux.engine.request import QUANTIZE, check_choice
+from mflux.engine.request import check_choice
 from mflux.errors import UsageError
 from mflux.paths import expand
-from mflux.weights.catalog import check_name, require
-
-LAYOUTS = ("mflux", "diffusers")
+from mflux.weights.catalog import BITS, LAYOUTS, check_name, require
 
 
 def save_model(values: Values) -> None:
@@ -20,7 +18,7 @@ def save_model(values: Values) -> None:
     layout, bits = values.get("layout", LAYOUTS[0]), values.get("quantize")
     check_choice("layout", layout, LAYOUTS)
     if bits is not None:
-        check_choice("quantize", bits, QUANTIZE)
+        check_choice("quantize", bits, BITS)
     check_name(values["model"])
     if "base_model" in values:
         require(values["base_model"], "base_model")

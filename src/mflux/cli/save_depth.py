@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from mflux.cli.options import Values
-from mflux.engine.request import QUANTIZE, check_choice
+from mflux.engine.request import check_choice
 from mflux.errors import UsageError
 from mflux.paths import check_output, expand
+from mflux.weights.catalog import BITS
 
 ROLE = ("depth_pro", "depth estimator")
 
@@ -26,7 +27,7 @@ def run(values: Values) -> None:
     if wish.image is None:
         raise UsageError("`--image-path` is missing", "give the picture whose depth to estimate")
     if wish.quantize is not None:
-        check_choice("quantize", wish.quantize, QUANTIZE)
+        check_choice("quantize", wish.quantize, BITS)
     picture_path = expand(wish.image, "image")
     target = check_output(wish.output or picture_path.with_name(f"{picture_path.stem}_depth.png"))
 

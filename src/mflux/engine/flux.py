@@ -20,11 +20,12 @@ from mflux.engine.network import GuidedVelocity, Network
 from mflux.engine.parts import LoadOptions, Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
-from mflux.engine.request import DEFAULTS, QUANTIZE, Config, Request, check_choice, check_number
+from mflux.engine.request import DEFAULTS, Config, Request, check_choice, check_number
 from mflux.engine.slots import Branch, Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
 from mflux.engine.tokens import PromptTokenizer
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
+from mflux.weights.catalog import BITS
 from mflux.weights.lora_files import find_lora
 from mflux.weights.resolve import SIDE_PARTS, ModelSource, resolve
 
@@ -75,7 +76,7 @@ class Flux1:
         has for layers that this model lacks.  bake_lora: put LoRAs into the weights (quantized ones lose a little).
         """
         if quantize is not None:
-            check_choice("quantize", quantize, QUANTIZE)
+            check_choice("quantize", quantize, BITS)
         self.loras = paired(lora_paths or (), lora_scales or ())
         found = model_config
         if not isinstance(found, ModelSource):

@@ -23,7 +23,7 @@ from mflux.models.vae import VaeConfig
 from mflux.runtime import on_cpu, physical_memory
 from mflux.weights.files import BYTES, saved_by_mflux
 from mflux.weights.kinds import read_config
-from mflux.weights.load import Source, fill, open_network
+from mflux.weights.load import Source, fill, open_network, stored_bits
 from mflux.weights.lora_files import ADAPTABLE, LoraFile, attach, fuse, read_lora
 from mflux.weights.resolve import NETWORKS, ModelSource, Side
 
@@ -118,7 +118,7 @@ class Parts:
     def notes(self) -> Iterator[str]:
         """What the user should know about the weights: LoRAs, and a quantization that is there already."""
         yield from (file.note for file in self.lora_files)
-        stored = {source.bits for sources in self._sources.values() for source in sources.values()} - {0}
+        stored = stored_bits(source for sources in self._sources.values() for source in sources.values())
         if stored and self.bits and {self.bits} != stored:
             saved = ", ".join(map(str, sorted(stored)))
             yield f"quantize {self.bits} is not used: the model is saved with {saved} bits"

@@ -18,7 +18,6 @@ MIN_SIDE, MAX_SIDE = 16, 16384
 CELL = 16  # pixels a token: sides are multiples of it
 NOISES = ("mflux", "torch")
 PRECISIONS = ("bfloat16", "float16", "float32")
-QUANTIZE = (3, 4, 5, 6, 8)
 TRUE_CFG_WITH_NEGATIVE = 4.0  # what a negative prompt alone means on the command line
 
 

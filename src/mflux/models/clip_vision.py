@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.layers import ACTIVATIONS, ClipLayers
+from mflux.models.layers import ClipLayers
 
 COLORS = 3
 
@@ -27,15 +27,6 @@ class ClipVisionConfig:
     projection_dim: int = 768
     layer_norm_eps: float = 1e-5
     hidden_act: str = "quick_gelu"
-
-    @property
-    def problem(self) -> str:
-        """What contradicts itself in these sizes, or nothing."""
-        if self.hidden_act not in ACTIVATIONS:
-            return f"`hidden_act` is `{self.hidden_act[:60]}`; known: {', '.join(ACTIVATIONS)}"
-        if self.hidden_size % self.num_attention_heads:
-            return f"`num_attention_heads` {self.num_attention_heads} does not divide `hidden_size`"
-        return ""
 
 
 class ClipVisionEmbeddings(nn.Module):

@@ -13,6 +13,8 @@ from mflux.errors import UsageError
 from mflux.paths import expand
 
 MAX_HUB_ID = 96
+BITS = (3, 4, 5, 6, 8)  # a weight, as MLX packs them
+LAYOUTS = ("mflux", "diffusers")  # of saved models
 BUILT_IN = Path(__file__).parent.parent / "tiny"
 
 

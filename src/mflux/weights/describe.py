@@ -11,7 +11,7 @@ from mflux.models.transformer import FluxTransformer, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS
 from mflux.weights.files import TensorInfo, read_header, read_metadata, tensors_in
 from mflux.weights.kinds import config_from_shapes, read_config, unpacked_shape
-from mflux.weights.lora_files import FAMILIES, LEAVES, grouped, locate, spelled_modules
+from mflux.weights.lora_files import LEAVES, grouped, locate, other_family, spelled_modules
 from mflux.weights.manifest import read_manifest
 from mflux.weights.resolve import NETWORKS
 
@@ -88,7 +88,7 @@ def describe_lora(path: Path, infos: Mapping[str, TensorInfo]) -> Rows:
     layouts = Counter(
         next((whose for start, whose in ADAPTER_LAYOUTS.items() if re.match(start, name)), "unknown") for name in groups
     )
-    family = next((name for name, pattern in FAMILIES.items() if re.search(pattern, " ".join(infos))), "FLUX.1")
+    family = other_family(infos) or "FLUX.1"
     flux = {"transformer": spelled_modules("transformer", FluxTransformer(TransformerConfig()))}
     here = sum(locate(name, flux) is not None for name in groups)
     return [

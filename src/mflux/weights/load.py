@@ -6,7 +6,7 @@ is tolerated stands in KINDS and ABSENT.  Tensors are read, converted and quanti
 
 import logging
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ from mlx.utils import tree_flatten
 from mflux.errors import ModelError
 from mflux.models.layers import GROUP_SIZE, Packed, QuantizedEmbedding, QuantizedLinear
 from mflux.runtime import on_cpu
+from mflux.weights.catalog import BITS
 from mflux.weights.files import TensorInfo, read_tensor, tensors_in
 from mflux.weights.kinds import KINDS, own_tensors, read_config
 from mflux.weights.layouts import AUTOENCODER, BFL, MFLUX, Rule, blocks_in, numbered, spellings
 
-BITS = (3, 4, 5, 6, 8)  # a weight, as MLX packs them
 PACKED = ("weight", "scales", "biases")  # tensors of a quantized module
 ABSENT = {"transformer": "norm_out.linear.bias"}  # mflux 0.16 to 0.21 did not save it
 FOREIGN_HINT = "it belongs to another kind of model, or is saved in a layout that is not known here"
@@ -81,7 +81,8 @@ def check(part: str, place: Path, network: nn.Module) -> Sources:
     """The sources of the network's tensors, or a ModelError that names the first one that does not fit."""
     kind, expected = KINDS[part], expected_shapes(network)
     found = file_sources(part, place, expected) if place.is_file() else folder_sources(part, place)
-    if part in ABSENT and ABSENT[part] not in found and is_mflux(part, found):
+    names = (source.info.name for source in found.values())
+    if part in ABSENT and ABSENT[part] not in found and mflux_rules(part, names):
         log.warning(f"`{place}` lacks `{ABSENT[part]}`, as models saved by mflux 0.16 to 0.21 do: zeros are used")
         del expected[ABSENT[part]]
     packed = packed_modules(place, found, expected)
@@ -142,8 +143,8 @@ def folder_sources(part: str, folder: Path) -> Sources:
     for theirs, ours in kind.aliases.items():
         if theirs in found and ours not in found:
             found[ours] = found.pop(theirs)
-    rules = numbered(MFLUX.get(part, {}), blocks_in(found))
-    if not any(name.rpartition(".")[0] in rules for name in found):
+    rules = mflux_rules(part, found)
+    if not rules:
         return {name: Source(info) for name, info in found.items()}
     sources = {}
     for name, info in found.items():
@@ -153,10 +154,16 @@ def folder_sources(part: str, folder: Path) -> Sources:
     return sources
 
 
-def is_mflux(part: str, found: Sources) -> bool:
-    """True where files name the modules of a part as mflux does."""
-    rules = numbered(MFLUX.get(part, {}), blocks_in(found))
-    return any(source.info.name.rpartition(".")[0] in rules for source in found.values())
+def mflux_rules(part: str, names: Iterable[str]) -> dict[str, Rule]:
+    """mflux's names of a part's modules -> ours, where the tensors `names` are called so; else nothing."""
+    names = list(names)
+    rules = numbered(MFLUX.get(part, {}), blocks_in(names))
+    return rules if any(name.rpartition(".")[0] in rules for name in names) else {}
+
+
+def stored_bits(sources: Iterable[Source]) -> set[int]:
+    """To how many bits the quantized tensors among these are stored."""
+    return {source.bits for source in sources} - {0}
 
 
 def file_sources(part: str, path: Path, expected: dict[str, tuple[int, ...]]) -> Sources:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -301,15 +301,20 @@ def output_width(module: nn.Module) -> int:
     return base_of(module).weight.shape[0]
 
 
+def gathered(files: Sequence[LoraFile], part: str) -> dict[str, list[Adapter]]:
+    """The adapters of all files for each layer of a part."""
+    together: dict[str, list[Adapter]] = defaultdict(list)
+    for file in files:
+        for name, adapter in file.adapters[part].items():
+            together[name].append(adapter)
+    return together
+
+
 def attach(files: Sequence[LoraFile], parts: Parts) -> None:
     """Put the adapters of all files beside their Linears; norm weights are replaced."""
     for part, network in parts.items():
-        together: dict[str, list[Adapter]] = defaultdict(list)
-        for file in files:
-            for name, adapter in file.adapters[part].items():
-                together[name].append(adapter)
         modules = dict(network.named_modules())
-        for name, adapters in together.items():
+        for name, adapters in gathered(files, part).items():
             put(network, name, AdaptedLinear(base_of(modules[name]), adapters))
         for file in files:
             for name, weight in file.norms[part].items():
@@ -327,13 +332,18 @@ def fuse(network: nn.Module) -> None:
                 linear.bias = bias
             packed = quantize_module(linear, base.bits) if isinstance(base, nn.QuantizedLinear) else None
             put(network, path, packed or linear)
-            mx.eval(network.parameters())
+            mx.eval((packed or linear).parameters())
+
+
+def other_family(names: Iterable[str]) -> str | None:
+    """Which other family of models the names of an adapter's tensors belong to."""
+    text = " ".join(names)
+    return next((name for name, pattern in FAMILIES.items() if re.search(pattern, text)), None)
 
 
 def refused(path: Path, problem: str, infos: Mapping[str, Any] | None = None, hint: str = "") -> UsageError:
     """The error for a file that does not fit; `infos` let it say for which other family it was made."""
-    text = " ".join(infos or ())
-    family = next((name for name, pattern in FAMILIES.items() if re.search(pattern, text)), None)
+    family = other_family(infos or ())
     made_for = f"; it looks like a LoRA for {family}" if family else ""
     return UsageError(
         f"`{path}` does not fit: {problem}{made_for}", hint if hint and not family else HINT, "lora_paths"

@@ -35,8 +35,6 @@ SIDE_PARTS = ("image_encoder", "image_embedder")  # that only some models have
 TOKENIZER_FILES = {"tokenizer": ("vocab.json", "tokenizer.json"), "tokenizer_2": ("tokenizer.json", "spiece.model")}
 ENDINGS = (".json", ".safetensors", ".txt", ".model")
 PATTERNS = [MANIFEST, *(f"{part}/*{end}" for part in PARTS for end in ENDINGS)]
-
-
 SIDE_PATTERNS = ["*.json", "*.safetensors"]
 RUNS_CODE = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
@@ -51,7 +49,7 @@ class ModelSource:
 
 
 class Side(NamedTuple):
-    """One such network: its kind, a key of KINDS, and its folder.  stays: it works in every step of a run."""
+    """A network beside the model: its kind, a key of KINDS, and its folder.  stays: it works in every step of a run."""
 
     kind: str
     place: Path
@@ -125,13 +123,18 @@ def single_file(name: str, row: Row | None, path: Path, task: str = "base") -> M
         )
     config = config_from_shapes(path)
     row = row or row_for(config.in_channels, config.guidance_embeds, task)
-    family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
+    family = own_model(row)
     autoencoder = path.parent / "ae.safetensors"
     folders = {**family.folders, "transformer": path} | ({"vae": autoencoder} if autoencoder.is_file() else {})
     for part in ("text_encoder", "text_encoder_2", "vae"):  # all-in-one files hold these too
         if any(tensor.startswith(FILE_PREFIXES[part]) for tensor in read_header(path)):
             folders[part] = path
     return ModelSource(name, row, folders)
+
+
+def own_model(row: Row) -> ModelSource:
+    """The model that a row names, which lends a file of its family the parts that it lacks."""
+    return built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
 
 
 def built_in(row: Row) -> ModelSource:
@@ -153,7 +156,7 @@ def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> M
     folders = {part: folder / part for part in PARTS} | side_folders(folder)
     missing = [part for part in NETWORKS if not folders[part].is_dir()]
     if missing and row and "transformer" not in missing:  # a fine-tune of the transformer alone
-        family = built_in(row) if row.folder else in_folder(row.name, row, download(row.repo))
+        family = own_model(row)
         folders = {part: path if path.is_dir() else family.folders[part] for part, path in folders.items()}
     elif missing:
         raise UsageError(

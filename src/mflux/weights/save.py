@@ -6,6 +6,7 @@ goes on after the last finished shard.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -22,18 +23,17 @@ import mlx.nn as nn
 from mflux.errors import MfluxError, UsageError
 from mflux.models.layers import GROUP_SIZE
 from mflux.models.lora import AdaptedLinear, Adapter
+from mflux.weights.catalog import LAYOUTS
 from mflux.weights.files import BYTES, read_json
 from mflux.weights.layouts import MFLUX, blocks_in, numbered
-from mflux.weights.load import Sources, filled, open_network
-from mflux.weights.lora_files import ADAPTABLE, WIDE_INPUT, LoraFile, read_lora
+from mflux.weights.load import FLOATS, Sources, filled, open_network, stored_bits
+from mflux.weights.lora_files import ADAPTABLE, WIDE_INPUT, LoraFile, gathered, read_lora
 from mflux.weights.manifest import sha256, write_manifest
 from mflux.weights.resolve import NETWORKS, ModelSource
 
-LAYOUTS = ("mflux", "diffusers")
 SHARD_BYTES = 1 << 30
 PROGRESS = "progress.json"
 COPIED = ("tokenizer", "tokenizer_2", "scheduler")
-DTYPES = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
 BIASES = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"  # mflux keeps a copy in every block
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}  # others: model
 # What diffusers and transformers want to read in a config.json besides the sizes.
@@ -89,11 +89,12 @@ class Saving:
         return [read_lora(path, scale, networks, self.partial_loras) for path, scale in self.loras]
 
     def adapters(self, part: str) -> dict[str, list[Adapter]]:
-        together: dict[str, list[Adapter]] = {}
-        for file in self.files:
-            for name, adapter in file.adapters[part].items():
-                together.setdefault(name, []).append(adapter)
-        return together
+        return gathered(self.files, part)
+
+    @property
+    def stored_bits(self) -> set[int]:
+        """To how many bits the source is quantized already."""
+        return stored_bits(source for _, sources in self.parts.values() for source in sources.values())
 
     def part_bits(self, part: str) -> int | None:
         return None if part == "vae" else self.bits
@@ -103,10 +104,8 @@ class Saving:
         _, sources = self.parts[part]
         total, bits = 0.0, self.part_bits(part)
         for source in sources.values():
-            numbers, stored = 1, BYTES.get(source.info.dtype, 2)
-            for side in source.shape:
-                numbers *= side
-            kept = stored if source.bits or source.info.dtype in DTYPES else 2
+            numbers, stored = math.prod(source.shape), BYTES.get(source.info.dtype, 2)
+            kept = stored if source.bits or source.info.dtype in FLOATS else 2
             packs = bits and not source.bits and len(source.shape) == 2 and not source.shape[1] % GROUP_SIZE
             total += numbers * (bits / 8 + 2 * kept / GROUP_SIZE if packs and bits else kept)
         return int(total)
@@ -120,7 +119,7 @@ class Saving:
         if self.layout == "diffusers" and self.bits:
             problem = "the diffusers layout holds whole weights, but `quantize` is given"
             raise UsageError(problem, "leave it out, or choose the layout `mflux`", "quantize")
-        stored = {source.bits for _, sources in self.parts.values() for source in sources.values() if source.bits}
+        stored = self.stored_bits
         if stored and (self.layout == "diffusers" or self.loras or (self.bits and {self.bits} != stored)):
             bits = ", ".join(map(str, sorted(stored)))
             raise UsageError(
@@ -170,9 +169,10 @@ def save_model(saving: Saving, report: Report | None = None) -> Path:
         if saving.layout == "diffusers":
             write_json(saving.partial / "model_index.json", INDEX)
         known = {
-            f"{part}/{name}": entry["sha256"] for part, shards in progress.items() for name, entry in shards.items()
+            final_name(saving, f"{part}/{name}", progress): entry["sha256"]
+            for part, shards in progress.items()
+            for name, entry in shards.items()
         }
-        known = {final_name(saving, name, progress): value for name, value in known.items()}
         finish_names(saving, progress)
         (saving.partial / PROGRESS).unlink()
         write_manifest(saving.partial, facts(saving), known)
@@ -188,7 +188,7 @@ def save_model(saving: Saving, report: Report | None = None) -> Path:
 
 
 def facts(saving: Saving) -> dict[str, Any]:
-    stored = {source.bits for _, sources in saving.parts.values() for source in sources.values()} - {0}
+    stored = saving.stored_bits
     return {
         "mflux_version": version("mflux"),
         "created_at": datetime.now().isoformat(timespec="seconds"),
