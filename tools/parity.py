@@ -45,7 +45,7 @@ from mflux.images.canny import canny
 from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell, of_area, preferred
-from mflux.models.lora import TrainedLinear
+from mflux.models.lora import Factors, TrainedLinear
 from mflux.models.transformer import rope_table
 from mflux.training.adapters import attach as attach_trained
 from mflux.training.adapters import factors_of
@@ -488,17 +488,19 @@ def training_trajectory(case: Case) -> Tensors:
     x0, order, noise, sigma = (case.needed(name) for name in ("x0", "order", "noise", "sigma"))
     losses, norms = [], []
     for step in range(args["steps"]):
-        parts = []
-        for slot, row in enumerate(np.array(order[step])):
-            rows = slice(int(row), int(row) + 1)
-            texts = (case.needed(name)[rows] for name in ("encoder_hidden_states", "pooled_projections"))
-            branch, drawn = Branch(*texts, guidance_of(case)), (noise[step, slot][None], sigma[step, slot][None])
 
-            def loss(branch: Branch = branch, rows: slice = rows, drawn: Any = drawn) -> mx.array:
-                return sample_losses(network, branch, x0[rows], *drawn)[0].sum() / args["batch"]
+        def gradients_of(slot: int, step: int = step, factors: Factors = factors) -> tuple[mx.array, Factors]:
+            row, drawn = order[step, slot].item(), (noise[step, slot][None], sigma[step, slot][None])
+            chosen = slice(row, row + 1)
+            texts = (case.needed(name)[chosen] for name in ("encoder_hidden_states", "pooled_projections"))
+            branch = Branch(*texts, guidance_of(case))
 
-            parts.append(value_and_gradients(layers, factors, loss))
-        total, gradients = tree_sum(parts)
+            def loss() -> mx.array:
+                return sample_losses(network, branch, x0[chosen], *drawn)[0].sum() / args["batch"]
+
+            return value_and_gradients(layers, factors, loss)
+
+        total, gradients = tree_sum(range(order.shape[1]), gradients_of)
         gradients, norm = clipped(gradients, args["clip"])
         factors = optimizer.step(factors, gradients)
         put_factors(layers, factors)

@@ -22,7 +22,7 @@ from mflux.weights.save import Saving
 
 READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Saving": Saving}
 SPOKEN = "file model action paths shell folder train_config train_checkpoint settings examples quantize rank seed "
-SPOKEN += "learning_rate max_steps batch_size resolution output_path dry_run init_config force allow_mismatch"
+SPOKEN += "learning_rate max_steps batch_size resolution output_path dry_run init_config export force allow_mismatch"
 READERS["Asked"] = make_dataclass("Asked", SPOKEN.split())  # read straight from the values
 READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"

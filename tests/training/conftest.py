@@ -11,7 +11,7 @@ from PIL import Image
 
 from mflux import Flux1
 from mflux.training.dataset import find_sources
-from mflux.training.spec import read_spec, with_absolute_paths, with_settings
+from mflux.training.spec import read_spec, with_items, with_settings
 from mflux.training.trainer import Trainer
 
 
@@ -63,9 +63,10 @@ def trainer(
         if made:
             made.pop().close()
         changed = with_settings(config, {name.replace("__", "."): value for name, value in settings.items()})
-        changed = with_absolute_paths(changed, tmp_path)
+        changed = with_items(changed, tmp_path)
         spec = read_spec(changed, "train.json", tmp_path)
-        made.append(Trainer(spec, changed, random_flux(flux), *find_sources(spec, tmp_path, "train.json")))
+        sources = find_sources(spec, tmp_path, "train.json")
+        made.append(Trainer(spec, changed, random_flux(flux), *sources, tmp_path / "cache"))
         return made[-1]
 
     yield make

@@ -6,7 +6,8 @@ from statistics import NormalDist
 import pytest
 
 from mflux.engine.schedule import Schedule
-from mflux.training.draws import noise_level, shuffled
+from mflux.training.draws import shuffled
+from mflux.training.levels import noise_level
 from mflux.training.spec import Timestep
 
 TOKENS = 1024

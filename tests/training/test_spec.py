@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mflux.training.spec import SpecError, read_spec, targets_of, with_listed_examples, with_settings
+from mflux.training.spec import SpecError, read_spec, targets_of, with_items, with_settings
 
 # The example of mflux 0.8's README, with the pictures that the test makes.
 SEED = {
@@ -96,6 +96,14 @@ BLOCKS = "lora_layers.single_transformer_blocks"
         ({"examples.images": [{"image": "01.jpeg", "prompt": " "}]}, "' ' is not a text"),
         ({"kind": "kontext"}, "kind `kontext` needs an `input_image`"),
         ({"training_loop.loss": {"region": "mask"}}, "so it needs a `mask`"),
+        ({"width": None}, "`width`, `height`: missing; give both, or a `resolution`"),
+        ({"resolution": 512}, "`resolution`: `width` or `height` is there too"),
+        ({f"{BLOCKS}.type": "loha"}, f"`{BLOCKS}.type`: 'loha' is unknown; choose one of lora, dora, lokr"),
+        ({f"{BLOCKS}.type": "lokr", "save.export": ["kohya"]}, "only adapters of type `lora` can be written for kohya"),
+        (
+            {"lora_layers.outside_blocks": {"layer_types": ["x_embedder"], "lora_rank": 65}},
+            "`lora_layers.outside_blocks.lora_rank`: 65 is above the 64 sides of `x_embedder`",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_its_path(folder, settings, words):
@@ -111,18 +119,30 @@ def test_all_problems_are_told_at_once(folder):
     assert len(error.value.problems) == 3
 
 
-@pytest.mark.parametrize("key", [key for key in SEED if key not in ("quantize", "instrumentation")])
+@pytest.mark.parametrize("key", [key for key in SEED if key not in ("quantize", "instrumentation", "width", "height")])
 def test_a_missing_key_is_named(folder, key):
     with pytest.raises(SpecError, match=f"`{key}`: missing"):
         read_spec({name: value for name, value in SEED.items() if name != key}, "train.json", folder)
 
 
+def test_pictures_keep_their_proportion_at_a_resolution(folder):
+    settings = {"width": None, "height": None, "resolution": [512, 768]}
+    spec = read_spec(with_settings(SEED, settings), "train.json", folder)
+    assert spec.size_of(512, 512) == (512, 512) and spec.size_of(2000, 1000) == (1072, 528)
+    assert spec.size_of(100, 100) == (512, 512), "nothing is above its own size: the smallest resolution"
+
+
+def test_comments_are_no_keys(folder):
+    read_spec(SEED | {"//": "guidance 1 is what others use"}, "train.json", folder)
+
+
 def test_examples_can_be_a_folder_or_lines_of_json(folder):
     (folder / "images" / "01.txt").write_text("a dog")
-    listed = with_listed_examples(SEED | {"examples": "images"}, folder)
+    listed = with_items(SEED | {"examples": "images"}, folder)
+    assert listed == with_items(SEED | {"examples": {"path": "images"}}, folder)
     assert listed["examples"]["images"] == [{"image": "01.jpeg", "prompt_file": "01.txt"}]
     read_spec(listed, "train.json", folder)
     lines = folder / "images" / "all.jsonl"
     lines.write_text(json.dumps({"image": "01.jpeg", "prompt": "a dog"}) + "\n\n")
-    listed = with_listed_examples(SEED | {"examples": "images/all.jsonl"}, folder)
+    listed = with_items(SEED | {"examples": "images/all.jsonl"}, folder)
     assert read_spec(listed, "train.json", folder).examples.images[0].prompt == "a dog"

@@ -597,11 +597,17 @@ COMMANDS = (
             Option("--lr", "Asked.learning_rate", "learning rate", {"type": real}),
             Option("--max-steps", "Asked.max_steps", "stop after so many updates", {"type": whole}),
             Option("--batch-size", "Asked.batch_size", "examples an update", {"type": whole}),
-            Option("--resolution", "Asked.resolution", "width and height in px", {"type": whole}),
+            Option(
+                "--resolution",
+                "Asked.resolution",
+                "side in px of the square whose area every picture gets",
+                {"type": whole},
+            ),
             Option("--seed", "Asked.seed", "what every random number follows from", {"type": whole}),
             Option("--output", "Asked.output_path", "the run's folder"),
             Option("--dry-run", "Asked.dry_run", "check everything, write nothing", {"action": "store_true"}),
             Option("--init-config", "Asked.init_config", "print a config to start from", {"action": "store_true"}),
+            Option("--export", "Asked.export", "write the adapter of this checkpoint as save.export says, and end"),
             Option("--force", "Asked.force", "train even if the memory forecast says no", {"action": "store_true"}),
             Option(
                 "--allow-mismatch",

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,9 @@ def train(values: Values) -> None:
     if values.get("init_config"):
         print(json.dumps(template(), indent=2))
         return
+    if "export" in values:
+        export_checkpoint(values)
+        return
     given = [name for name in ("train_config", "train_checkpoint") if name in values]
     if len(given) != 1:
         problem = "both a config and a checkpoint are given" if given else "there is no config and no checkpoint"
@@ -50,7 +56,7 @@ def train(values: Values) -> None:
         config, folder, name, saved = specs.read_json_file(path), path.absolute().parent, str(path), None
     config = specs.with_settings(config, settings | ranks(config, values))
     try:
-        config = specs.with_absolute_paths(specs.with_listed_examples(config, folder), folder)
+        config = specs.with_items(config, folder)
         spec = specs.read_spec(config, name, folder)
 
         from mflux.training.dataset import find_sources
@@ -68,33 +74,73 @@ def train(values: Values) -> None:
 
 
 def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: Path, values: Values) -> None:
-    """Train to the end, with a bar."""
+    """Train to the end, with a bar.  Of several processes the first one writes."""
     from tqdm import tqdm
 
     from mflux.engine.flux import Flux1
+    from mflux.training.ranks import RankLostError, launched
     from mflux.training.trainer import Trainer
 
-    flux = Flux1(spec.model, spec.quantize)
-    trainer = Trainer(spec, config, flux, sources, held_out)
+    ranks = launched()
+    if spec.training_loop.batch_size % ranks.count:
+        problem = f"{spec.training_loop.batch_size} examples cannot be shared by {ranks.count} processes"
+        raise UsageError(problem, "give a multiple of their number", "batch_size")
+    first = ranks.rank == 0
+    output = path.parent.parent if saved and path.parent.name == "_checkpoints" else new_folder(spec)
+    cache = expand(spec.examples.cache, "cache") if spec.examples.cache else output / "_cache"
+    flux = Flux1(spec.model, spec.quantize, force=True)
+    trainer = Trainer(spec, config, flux, sources, held_out, cache if first else None, ranks)
     if saved:
         trainer.restore(saved, bool(values.get("allow_mismatch")))
-    output = path.parent.parent if saved and path.parent.name == "_checkpoints" else new_folder(spec)
-    output.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=trainer.total, initial=trainer.step, unit="update", file=sys.stderr, leave=False)
-    with Stop() as stop, bar:
-        for update in trainer.run():
-            bar.update()
-            bar.set_postfix(loss=f"{update.loss:.4f}")
-            watch(trainer, update, output)
-            due = update.step % spec.save.checkpoint_frequency == 0 or update.step == update.total
-            if due or stop.asked:
-                written = trainer.save(output)
-                bar.clear()
-                print(written, flush=True)
-            if stop.asked and update.step < update.total:
-                log.warning(f"interrupted; `mflux-train --train-checkpoint {written}` goes on")
-                raise KeyboardInterrupt
-    print(export(trainer, output))
+    if first:
+        check_disk(trainer, output)
+        output.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(
+        total=trainer.total, initial=trainer.step, unit="update", file=sys.stderr, leave=False, disable=not first
+    )
+
+    def save() -> Path:
+        written = trainer.save(output)
+        bar.clear()
+        print(written, flush=True)
+        return written
+
+    try:
+        with Stop() as stop, bar:
+            for update in trainer.run():
+                bar.update()
+                bar.set_postfix(loss=f"{update.loss:.4f}")
+                stops = ranks.any(stop.asked)
+                if first:
+                    watch(trainer, update, output)
+                    if update.step % spec.save.checkpoint_frequency == 0 or update.step == update.total or stops:
+                        written = save()
+                if stops and update.step < update.total:
+                    if first:
+                        log.warning(f"interrupted; `mflux-train --train-checkpoint {written}` goes on")
+                    raise KeyboardInterrupt
+    except RankLostError as error:
+        if not first:
+            raise
+        raise RankLostError(error.problem, f"`mflux-train --train-checkpoint {save()}` goes on from here") from None
+    if first:
+        for target in export(output, trainer.exported()):
+            print(target)
+
+
+def check_disk(trainer: Any, output: Path) -> None:
+    """Raise UsageError where the checkpoints that will be kept do not fit on the disk."""
+    from mflux.engine.plan import gigabytes
+
+    save = trainer.spec.save
+    coming = (trainer.total - trainer.step) // save.checkpoint_frequency + 1
+    needed = trainer.checkpoint_bytes * min(coming, (save.keep_last or coming) + 1)
+    place = output
+    while not place.exists():
+        place = place.parent
+    if needed > (free := shutil.disk_usage(place).free):
+        problem = f"the checkpoints take {gigabytes(needed)}, and `{place}` has {gigabytes(free)} left"
+        raise UsageError(problem, "keep fewer: `--set save.keep_last=2`, or save less often", "output_path")
 
 
 class Stop:
@@ -134,37 +180,54 @@ def watch(trainer: Any, update: Any, output: Path) -> None:
             measured = [(each["step"], each["validation"]) for each in trainer.losses if "validation" in each]
             draw_losses(points, measured, output / "_validation" / "plots" / f"{update.step:07d}_loss.pdf")
         prompts = watching.preview_prompts or ((watching.validation_prompt,) if watching.validation_prompt else ())
-        if prompts and trainer.spec.kind == "t2i" and (last or update.step % watching.generate_image_frequency == 0):
+        if prompts and (last or update.step % watching.generate_image_frequency == 0):
             preview(trainer, prompts, output / "_validation" / "images" / f"{update.step:07d}_validation_image.png")
     with (output / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def preview(trainer: Any, prompts: Any, path: Path) -> None:
-    """The model as it is now, one picture a prompt side by side."""
+    """The model as it is now, one picture a prompt side by side; an edit shows that of the first example's picture."""
     import numpy as np
     from PIL import Image
 
     from mflux.engine.request import Config
 
-    spec = trainer.spec
-    height, width = spec.size
+    spec, first = trainer.spec, trainer.subjects[0]
+    height, width = first.source.size
     trainer.flux.parts.put("transformer", trainer.transformer)  # a large model drops it after each picture
     config = Config(num_inference_steps=spec.steps, height=height, width=width, guidance=spec.guidance)
-    pictures = [np.asarray(trainer.flux.generate_image(spec.seed, prompt, config).image) for prompt in prompts]
+    draw = partial(trainer.flux.generate_image, spec.seed, config=config, conditions=first.plan.request.conditions)
+    pictures = [np.asarray(draw(prompt).image) for prompt in prompts]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(pictures, axis=1)).save(path)
 
 
-def export(trainer: Any, output: Path) -> Path:
-    """The adapter alone, for diffusers and every `--lora`."""
+def export(output: Path, files: Any) -> Iterator[Path]:
+    """The adapter alone, for every `--lora` and for other programs.  files: the tensors of each layout."""
     import mlx.core as mx
 
-    target = output / "adapter.safetensors"
-    temporary = target.with_name("adapter.partial.safetensors")
-    mx.save_safetensors(str(temporary), trainer.exported())
-    temporary.replace(target)
-    return target
+    for layout, tensors in files.items():
+        target = output / ("adapter.safetensors" if layout == "diffusers" else f"adapter_{layout}.safetensors")
+        temporary = target.with_suffix(".partial.safetensors")
+        mx.save_safetensors(str(temporary), tensors)
+        temporary.replace(target)
+        yield target
+
+
+def export_checkpoint(values: Values) -> None:
+    """The adapter of a checkpoint as files beside it, in the layouts of its config."""
+    from mflux.training import checkpoint as checkpoints
+    from mflux.training.export import in_layouts, of_checkpoint
+    from mflux.training.spec import read_tables, with_settings
+
+    path = expand(values["export"], "export").absolute()
+    saved = checkpoints.read(path)
+    spec = read_tables(with_settings(saved.config, read_settings(values)), str(path))
+    folder = path.parent / path.stem
+    folder.mkdir(exist_ok=True)
+    for target in export(folder, in_layouts(spec, of_checkpoint(spec, saved.ema or saved.adapter))):
+        print(target)
 
 
 def read_settings(values: Values) -> dict[str, Any]:
@@ -179,8 +242,10 @@ def read_settings(values: Values) -> dict[str, Any]:
         except json.JSONDecodeError:
             settings[name] = value
     settings |= {key: values[flag] for flag, key in SHORTCUTS.items() if flag in values}
+    if "examples" in settings:
+        settings["examples"] = str(expand(settings["examples"], "examples").absolute())
     if "resolution" in values:
-        settings |= {"width": values["resolution"], "height": values["resolution"]}
+        settings |= {"resolution": values["resolution"], "width": None, "height": None}
     return settings
 
 
@@ -213,14 +278,16 @@ def new_folder(spec: Any) -> Path:
 
 def note(spec: Any) -> None:
     """What is allowed, and seldom meant."""
+    from mflux.training.spec import sizes_of
     from mflux.weights.catalog import find
 
     row = find(spec.model)
-    if row and row.guidance is None:
+    if row and row.family == "schnell":
         log.warning(f"`{spec.model}` is distilled to few steps: adapters trained on it may need more of them")
-        if spec.guidance is not None:
-            log.warning(f"`guidance` {spec.guidance} is not used: `{spec.model}` takes none")
-    if (spec.height, spec.width) != spec.size:
+    takes = sizes_of(spec.model).guidance_embeds if row is None or row.folder else row.guidance is not None
+    if spec.guidance is not None and not takes:
+        log.warning(f"`guidance` {spec.guidance} is not used: `{spec.model}` takes none")
+    if spec.resolution is None and (spec.height, spec.width) != spec.size:
         log.warning(f"{spec.width} x {spec.height} px are floored to {spec.size[1]} x {spec.size[0]}")
     images = [item.image for item in spec.examples.images]
     if len(set(images)) < len(images):

@@ -6,6 +6,7 @@ A zip is written beside its name and renamed, so a run that is killed while it s
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from safetensors.numpy import load, save
 from mflux.errors import UsageError
 
 FORMAT = 1
+STAMPED = re.compile(r"_\d{8}_\d{6}$")  # what a run's folder ends in where its name is taken
 MEMBERS = ("adapter.safetensors", "optimizer.safetensors", "iterator.json", "loss.json", "config.json")
 HINT = "give a checkpoint that `mflux-train` wrote: `<output>/_checkpoints/NNNNNNN_checkpoint.zip`"
 
@@ -46,7 +48,7 @@ def facts(model: str, quantize: int | None, digests: list[str]) -> dict[str, Any
         "model": model,
         "quantize": quantize,
         "dataset": data,
-        "mlx": mx.__version__,
+        "mlx": version("mlx"),
         "mflux": version("mflux"),
         "device": mx.default_device().type.name,
     }
@@ -114,6 +116,8 @@ def read(path: Path) -> Checkpoint:
     for name, value in checkpoint.adapter.items():
         if not mx.isfinite(value).all():
             raise UsageError(f"`{path}`: `{name}` holds numbers that are not finite", "take an earlier one", "resume")
+    if checkpoint.step and not any(value.any() for value in checkpoint.adapter.values()):
+        raise UsageError(f"`{path}`: its adapter is all zeros", "take an earlier one", "resume")
     return checkpoint
 
 
@@ -124,11 +128,17 @@ def mismatches(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def latest(output: Path) -> Path:
-    """The newest checkpoint of a run's folder.  Raises UsageError where there is none."""
-    found = sorted((output / "_checkpoints").glob("*_checkpoint.zip"))
+    """The newest checkpoint of a run's folder, or of the later ones that have the time behind their name.
+
+    Raises UsageError where there is none.
+    """
+    folders = (
+        folder for folder in output.parent.glob(f"{output.name}*") if STAMPED.sub("", folder.name) == output.name
+    )
+    found = [path for folder in folders for path in (folder / "_checkpoints").glob("*_checkpoint.zip")]
     if not found:
         raise UsageError(f"there is no checkpoint in `{output / '_checkpoints'}`", HINT, "resume")
-    return found[-1]
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def text(value: Any) -> bytes:

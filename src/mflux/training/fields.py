@@ -71,10 +71,11 @@ def part(owner: type, default: Any = MISSING) -> Any:
     return checked(lambda value, path, problems: read(owner, value, path, problems), default)
 
 
-def listed(one: Any, default: Any = MISSING) -> Any:
-    """A list whose entries pass the check of the field `one`."""
+def listed(one: Any, default: Any = MISSING, alone: bool = False) -> Any:
+    """A list whose entries pass the check of the field `one`.  alone: one entry may stand without its list."""
 
     def check(value: Any, path: str, problems: Problems) -> Any:
+        value = [value] if alone and not isinstance(value, list) else value
         if not isinstance(value, list) or not value:
             problems.append(f"`{path}`: {short(value)} is not a list with something in it")
             return ()
@@ -85,7 +86,10 @@ def listed(one: Any, default: Any = MISSING) -> Any:
 
 
 def read(owner: type[Table], value: Any, path: str, problems: Problems) -> Table | None:
-    """The table that a JSON object describes.  Problems are added to the list; then the result is not usable."""
+    """The table that a JSON object describes.  Problems are added to the list; then the result is not usable.
+
+    Keys that begin with `//` are comments.
+    """
     if not isinstance(value, Mapping):
         problems.append(f"`{path or 'the file'}`: {short(value)} is not an object {{...}}")
         return None
@@ -93,7 +97,7 @@ def read(owner: type[Table], value: Any, path: str, problems: Problems) -> Table
     before = len(problems)
     prefix = f"{path}." if path else ""
     for name in value:
-        if name not in known:
+        if name not in known and not str(name).startswith("//"):
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
             problems.append(f"`{prefix}{name}`: unknown key; {hint}")

@@ -14,11 +14,11 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mflux.engine.network import Branch, Network
-from mflux.models.lora import TrainedLinear
+from mflux.models.lora import Factors, TrainedLinear
 from mflux.models.transformer import NO_HOOKS, BlockHooks
 
-Factors = dict[str, mx.array]  # `<layer>.lora_A` and `.lora_B` -> (r, in) and (out, r)
 Summed = TypeVar("Summed")
+Part = TypeVar("Part")
 
 
 def sample_losses(
@@ -76,19 +76,21 @@ def value_and_gradients(
 
 
 def put_factors(layers: Mapping[str, TrainedLinear], factors: Factors) -> None:
-    for name, layer in layers.items():
-        layer.lora_A, layer.lora_B = factors[f"{name}.lora_A"], factors[f"{name}.lora_B"]
+    for path, layer in layers.items():
+        layer.put({name: factors[f"{path}.{name}"] for name in layer.factors})
 
 
-def tree_sum(parts: Sequence[Summed]) -> Summed:
-    """The sum of equal trees of arrays in a fixed binary order, so that it has the same bits on any number of machines
-    that hold equal, aligned shares."""
-    level = list(parts)
-    while len(level) > 1:
-        pairs = [level[index : index + 2] for index in range(0, len(level), 2)]
-        level = [tree_map(mx.add, *pair) if len(pair) == 2 else pair[0] for pair in pairs]
-        mx.eval(level)
-    return level[0]
+def tree_sum(parts: Sequence[Part], value_of: Callable[[Part], Summed]) -> Summed:
+    """The sum of a tree of arrays for each part: the first half's sum plus the second half's, and so on inwards.
+
+    So it has the same bits where two machines have a half each.  At most log2 of the parts are in memory at once.
+    """
+    if len(parts) == 1:
+        return value_of(parts[0])
+    half = len(parts) // 2
+    total: Summed = tree_map(mx.add, tree_sum(parts[:half], value_of), tree_sum(parts[half:], value_of))
+    mx.eval(total)
+    return total
 
 
 def clipped(gradients: Factors, most: float | None) -> tuple[Factors, mx.array]:

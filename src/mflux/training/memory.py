@@ -5,11 +5,13 @@ stream of tokens) and heads * S^2 (attention's scores), measured on a network of
 """
 
 from mflux.engine.latents import TOKEN_PIXELS
+from mflux.models.transformer import TransformerConfig
 from mflux.runtime import on_cpu
 from mflux.training.spec import PAIRS, Spec, sizes_of, targets_of
 from mflux.weights.catalog import find
 
 KEPT_JOINT, KEPT_SINGLE, KEPT_OUTSIDE = 29, 28, 30  # streams, without checkpointing
+LAST_SCORES = 2.2  # of the block that the backward pass is in
 ONE_BLOCK, ONE_SCORES = 69, 2.5  # streams and scores of a block that is computed again
 BYTES_A_FACTOR = 16  # itself, its gradient, two moments, float32
 FULL_WIDTH_WEIGHTS = 11.9e9 / 3072**2 / (19 * 2 + 38)  # weights a block and width^2, joint blocks counting twice
@@ -22,16 +24,19 @@ def forecast(spec: Spec) -> int:
     height, width = spec.size
     image_tokens = height * width // TOKEN_PIXELS**2 * (2 if spec.kind in PAIRS and spec.kind != "fill_edit" else 1)
     tokens = image_tokens + (row.text_tokens if row else 512)
-    stream, scores = tokens * sizes.width, sizes.num_attention_heads * tokens**2
-    joint, single = sizes.num_layers, sizes.num_single_layers
-    if loop.gradient_checkpointing:
-        activations = (joint + single + ONE_BLOCK) * stream + ONE_SCORES * scores
-    else:
-        activations = (KEPT_SINGLE * single + KEPT_JOINT * joint + KEPT_OUTSIDE) * stream + (
-            joint + single + 2.2
-        ) * scores
-    weights = FULL_WIDTH_WEIGHTS * sizes.width**2 * (2 * joint + single)
+    activations = activation_bytes(sizes, tokens, loop.gradient_checkpointing, bytes_each)
+    weights = FULL_WIDTH_WEIGHTS * sizes.width**2 * (2 * sizes.num_layers + sizes.num_single_layers)
     bits = spec.quantize + 0.5 if spec.quantize else 8 * bytes_each
     factors = sum(target.rank for target in targets_of(spec)) * 4 * sizes.width  # wide layers are the rule's average
     batch = loop.batch_size if loop.batching == "fast" else 1
-    return int(weights * bits / 8 + BYTES_A_FACTOR * factors + bytes_each * batch * activations)
+    return int(weights * bits / 8 + BYTES_A_FACTOR * factors + batch * activations)
+
+
+def activation_bytes(sizes: TransformerConfig, tokens: int, checkpointed: bool, bytes_each: int) -> int:
+    """What the forward pass of one example keeps for the backward pass, at its worst moment.  tokens: text's too."""
+    stream, scores = tokens * sizes.width, sizes.num_attention_heads * tokens**2
+    joint, single = sizes.num_layers, sizes.num_single_layers
+    if checkpointed:
+        return int(bytes_each * ((joint + single + ONE_BLOCK) * stream + ONE_SCORES * scores))
+    kept = (KEPT_SINGLE * single + KEPT_JOINT * joint + KEPT_OUTSIDE) * stream
+    return int(bytes_each * (kept + (joint + single + LAST_SCORES) * scores))

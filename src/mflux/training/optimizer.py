@@ -1,25 +1,26 @@
 """Updates of the factors: an optimizer of MLX, its learning rate by step, its state as named arrays."""
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 from mlx import optimizers
 
-from mflux.training.loss import Factors
+from mflux.models.lora import Factors
 from mflux.training.spec import Optimizer
 
 
 def build(settings: Optimizer) -> optimizers.Optimizer:
     """MLX's optimizer.  Adafactor would ignore the learning rate unless it is told not to."""
     rate, betas = settings.learning_rate, list(settings.betas)
-    adam = {"betas": betas, "eps": settings.eps, "bias_correction": settings.bias_correction}
-    decay = {"weight_decay": settings.weight_decay}
-    return {
-        "AdamW": lambda: optimizers.AdamW(rate, **adam, **decay),
-        "Adam": lambda: optimizers.Adam(rate, **adam),
-        "Lion": lambda: optimizers.Lion(rate, betas=betas, **decay),
-        "Adafactor": lambda: optimizers.Adafactor(rate, relative_step=False, scale_parameter=False, **decay),
-    }[settings.name]()
+    eps, decay, corrected = settings.eps, settings.weight_decay, settings.bias_correction
+    makers: dict[str, Callable[[], optimizers.Optimizer]] = {
+        "AdamW": lambda: optimizers.AdamW(rate, betas, eps, decay, corrected),
+        "Adam": lambda: optimizers.Adam(rate, betas, eps, corrected),
+        "Lion": lambda: optimizers.Lion(rate, betas, decay),
+        "Adafactor": lambda: optimizers.Adafactor(rate, weight_decay=decay, relative_step=False, scale_parameter=False),
+    }
+    return makers[settings.name]()
 
 
 class Updates:
@@ -50,7 +51,7 @@ class Updates:
 
     def arrays(self) -> dict[str, mx.array]:
         """The state by mflux 0.8's names: `step`, `learning_rate`, `<factor>.m`, `<factor>.v`."""
-        flat = {}
+        flat: dict[str, mx.array] = {}
         for name, value in self._optimizer.state.items():
             flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
         return flat

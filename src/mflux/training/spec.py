@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mflux.engine.request import CELL, MAX_SEED, MAX_SIDE, QUANTIZE, short
+from mflux.engine.request import MAX_SEED, MAX_SIDE, short
 from mflux.errors import UsageError
+from mflux.images.sizes import floor_to_cell, of_area
 from mflux.models.transformer import TransformerConfig
 from mflux.paths import expand
 from mflux.training.fields import Problems, checked, choice, flag, listed, number, part, read, text, whole
-from mflux.weights.catalog import check_name, find
+from mflux.weights.catalog import BITS, check_name, find
 from mflux.weights.kinds import read_config
 from mflux.weights.resolve import resolve
 
@@ -23,6 +24,8 @@ MANY = 10**9
 KINDS = ("t2i", "kontext", "fill_spatial", "fill_edit")
 PAIRS = KINDS[1:]  # kinds whose items have an input picture
 OPTIMIZERS = ("AdamW", "Adam", "Adafactor", "Lion")
+ADAPTERS = ("lora", "dora", "lokr")
+EXPORTS = ("diffusers", "kohya", "comfyui")
 TIMESTEPS = ("schedule", "uniform", "logit_normal", "shift", "flux_shift")
 # Layer types of a block -> diffusers' names in it; mflux 0.8's names come first.
 JOINT = {
@@ -51,21 +54,23 @@ class BlockRange:
 
 @dataclass(frozen=True)
 class Layers:
-    """LoRAs of one block family.  alpha: the change is scaled by alpha / rank; None: 1."""
+    """Adapters of one block family.  alpha: the change is scaled by alpha / rank; None: 1."""
 
     block_range: BlockRange = part(BlockRange)
     layer_types: tuple[str, ...] = listed(text())
     lora_rank: int = whole(1, 4096)
     alpha: float | None = number(0, 1e6, None, above=True)
+    type: str = choice(ADAPTERS, "lora")
 
 
 @dataclass(frozen=True)
 class Outside:
-    """LoRAs of layers outside the blocks."""
+    """Adapters of layers outside the blocks."""
 
     layer_types: tuple[str, ...] = listed(choice(OUTSIDE))
     lora_rank: int = whole(1, 4096)
     alpha: float | None = number(0, 1e6, None, above=True)
+    type: str = choice(ADAPTERS, "lora")
 
 
 @dataclass(frozen=True)
@@ -171,11 +176,13 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Save:
-    """Frequencies are in updates; keep_last: older checkpoints are removed."""
+    """Frequencies are in updates; keep_last: older checkpoints are removed; export: layouts of the finished adapter."""
 
     output_path: str = text()
     checkpoint_frequency: int = whole(1, MANY)
     keep_last: int | None = whole(1, MANY, None)
+    export: tuple[str, ...] = listed(choice(EXPORTS), ("diffusers",))
+    export_dtype: str = choice(("float32", "bfloat16", "float16"), "float32")
 
 
 @dataclass(frozen=True)
@@ -201,31 +208,40 @@ class Instrumentation:
 @dataclass(frozen=True)
 class Examples:
     """resize: to the run's size by `crop`, keeping the aspect, or by `stretch` (mflux 0.8).  caption_dropout: the share
-    of draws that see an empty prompt.
+    of draws that see an empty prompt.  flip: half of the draws see the mirrored picture.  trigger: a word that stands
+    before every caption that lacks it.  cache: folder of encoded examples, `_cache` of the run without one.
     """
 
     images: tuple[Item, ...] = listed(part(Item))
     path: str = text(".")
     resize: str = choice(("crop", "stretch"), "crop")
     caption_dropout: float = number(0, 1, 0.0)
+    flip: bool = flag(False)
+    trigger: str | None = text(None)
+    cache: str | None = text(None)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One training run.  width, height: px, floored to multiples of 16; steps: noise levels of the schedule."""
+    """One training run.  width, height: px, floored to multiples of 16; steps: noise levels of the schedule.
+
+    resolution: in place of them, each picture keeps its proportion and gets the area of a square of so many px a side;
+    of several, the largest that does not enlarge it.
+    """
 
     model: str = text()
     seed: int = whole(0, MAX_SEED)
     steps: int = whole(1, 1000)
     guidance: float | None = number(0, 100, null=True)
-    width: int = whole(64, MAX_SIDE)
-    height: int = whole(64, MAX_SIDE)
     training_loop: TrainingLoop = part(TrainingLoop)
     optimizer: Optimizer = part(Optimizer)
     save: Save = part(Save)
     lora_layers: LoraLayers = part(LoraLayers)
     examples: Examples = part(Examples)
-    quantize: int | None = choice(QUANTIZE, None)
+    width: int | None = whole(64, MAX_SIDE, None)
+    height: int | None = whole(64, MAX_SIDE, None)
+    resolution: tuple[int, ...] | None = listed(whole(64, MAX_SIDE), None, alone=True)
+    quantize: int | None = choice(BITS, None)
     instrumentation: Instrumentation | None = part(Instrumentation, None)
     kind: str = choice(KINDS, "t2i")
     version: int = choice((1,), 1)
@@ -233,17 +249,26 @@ class Spec:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the trained picture in px."""
-        return self.height // CELL * CELL, self.width // CELL * CELL
+        """Height and width in px of the largest trained picture, where that is a square or all are the same."""
+        return self.size_of(MAX_SIDE, MAX_SIDE)
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in px that a picture of this size is trained at."""
+        if self.resolution is None:
+            assert self.height and self.width
+            return floor_to_cell(self.height), floor_to_cell(self.width)
+        kept = [side for side in self.resolution if side**2 <= height * width]
+        return of_area(max(kept, default=min(self.resolution)) ** 2, height, width)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One layer that gets a LoRA: its path in the transformer, the rank, and the scale of the change."""
+    """One layer that gets an adapter: its path in the transformer, the rank, and the scale of the change."""
 
     path: str
     rank: int
     scale: float
+    type: str = "lora"
 
 
 class SpecError(UsageError):
@@ -271,13 +296,20 @@ def read_json_file(path: Path) -> Any:
 
 def read_spec(value: Any, name: str, folder: Path) -> Spec:
     """The spec of a JSON value.  folder: what relative paths start from.  Raises SpecError with all problems."""
+    spec = read_tables(value, name)
+    problems: Problems = []
+    problems += model_problems(spec) or target_problems(spec)
+    problems += pair_problems(spec) + file_problems(spec, folder)
+    if problems:
+        raise SpecError(name, problems)
+    return spec
+
+
+def read_tables(value: Any, name: str) -> Spec:
+    """The spec, its values checked one by one only."""
     problems: Problems = []
     spec = read(Spec, value, "", problems)
     if spec is None:
-        raise SpecError(name, problems)
-    problems += model_problems(spec) or target_problems(spec) + pair_problems(spec)
-    problems += file_problems(spec, folder)
-    if problems:
         raise SpecError(name, problems)
     return spec
 
@@ -314,6 +346,15 @@ def target_problems(spec: Spec) -> Problems:
                 problems.append(f"`{path}.layer_types`: {short(name)} is unknown; choose from {', '.join(known)}")
         if layers.lora_rank > sizes.width:
             problems.append(f"`{path}.lora_rank`: {layers.lora_rank} is above the layers' width {sizes.width}")
+    narrow = dict(zip(OUTSIDE, (sizes.in_channels, sizes.joint_attention_dim, sizes.out_channels), strict=True))
+    if outside := spec.lora_layers.outside_blocks:
+        problems += [
+            f"`lora_layers.outside_blocks.lora_rank`: {outside.lora_rank} is above the {narrow[name]} sides of `{name}`"
+            for name in outside.layer_types
+            if outside.lora_rank > min(narrow[name], sizes.width)
+        ]
+    if {"kohya", "comfyui"} & set(spec.save.export) and any(target.type != "lora" for target in targets_of(spec)):
+        problems.append("`save.export`: only adapters of type `lora` can be written for kohya and ComfyUI")
     if not problems and not targets_of(spec):
         problems.append("`lora_layers`: it selects no layer; give `transformer_blocks` or `single_transformer_blocks`")
     return problems
@@ -340,6 +381,10 @@ def pair_problems(spec: Spec) -> Problems:
             problems.append(f"`examples.images[{index}].input_image`: kind `t2i` uses none; did you mean `kontext`?")
         if loop.loss.region == "mask" and not item.mask:
             problems.append(f"`examples.images[{index}]`: `loss.region` is `mask`, so it needs a `mask`")
+    if (spec.width is None or spec.height is None) and spec.resolution is None:
+        problems.append("`width`, `height`: missing; give both, or a `resolution`")
+    if (spec.width or spec.height) and spec.resolution:
+        problems.append("`resolution`: `width` or `height` is there too; give one or the other")
     count = sum(item.repeats for item in spec.examples.images)
     if loop.batch_size > count:
         problems.append(f"`training_loop.batch_size`: {loop.batch_size} is above the {count} examples")
@@ -354,16 +399,17 @@ def file_problems(spec: Spec, folder: Path) -> Problems:
     """Files that are not there; what is in them is checked when they are opened."""
     problems: Problems = []
     validation = spec.instrumentation and spec.instrumentation.validation
-    for name, group in (
+    groups: tuple[tuple[str, Examples | Prior | Validation | None], ...] = (
         ("examples", spec.examples),
         ("training_loop.prior", spec.training_loop.prior),
-        ("instrumentation.validation", validation),
-    ):
+        ("instrumentation.validation", validation or None),
+    )
+    for name, group in groups:
         for index, item in enumerate(group.images if group else ()):
             path = f"{name}.images[{index}]"
             for field in ("image", "prompt_file", "input_image", "mask"):
                 given = getattr(item, field)
-                if given and not (place := placed(folder, group.path, given)).is_file():
+                if group and given and not (place := placed(folder, group.path, given)).is_file():
                     problems.append(f"`{path}.{field}`: there is no file `{place}`")
             if (item.prompt is None) == (item.prompt_file is None):
                 problems.append(f"`{path}`: give a `prompt` or a `prompt_file`")
@@ -386,9 +432,10 @@ def targets_of(spec: Spec) -> list[Target]:
         indices = blocks.indices if blocks.indices is not None else range(blocks.start or 0, blocks.end or 0)
         for index in sorted(set(indices)):
             for name in dict.fromkeys(known.get(name, name) for name in layers.layer_types):
-                found.append(Target(f"{family}.{index}.{name}", layers.lora_rank, scale_of(layers)))
+                path = f"{family}.{index}.{name}"
+                found.append(Target(path, layers.lora_rank, scale_of(layers), layers.type))
     if outside := spec.lora_layers.outside_blocks:
-        found += [Target(name, outside.lora_rank, scale_of(outside)) for name in outside.layer_types]
+        found += [Target(name, outside.lora_rank, scale_of(outside), outside.type) for name in outside.layer_types]
     return found
 
 
@@ -410,35 +457,38 @@ def with_settings(value: Any, settings: Mapping[str, Any]) -> Any:
 
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+GROUPS = (("examples",), ("training_loop", "prior"), ("instrumentation", "validation"))  # where items are listed
 
 
-def with_listed_examples(value: Any, folder: Path) -> Any:
-    """The JSON value with its examples as a list, where it names a folder (`x.png` with `x.txt`) or a .jsonl file."""
-    named = value.get("examples") if isinstance(value, dict) else None
-    if not isinstance(named, str):
-        return value
-    place = folder / expand(named)
+def with_items(value: Any, folder: Path) -> Any:
+    """The JSON value with the items of every group listed, and their path absolute, so that a checkpoint finds them.
+
+    A group can be a folder (`x.png` with `x.txt`) or a .jsonl file, or name one as its `path`.
+    """
+    changed = json.loads(json.dumps(value))
+    for *outer, name in GROUPS:
+        owner = changed
+        for key in outer:
+            owner = owner.get(key) if isinstance(owner, dict) else None
+        group = owner.get(name) if isinstance(owner, dict) else None
+        group = {"path": group} if isinstance(group, str) else group
+        if isinstance(group, dict) and isinstance(group.get("path", "."), str):
+            place = (folder / expand(group.get("path", "."))).absolute()
+            listed_here = "images" in group or "path" not in group
+            owner[name] = group | ({"path": str(place)} if listed_here else items_of(place, name))
+    return changed
+
+
+def items_of(place: Path, field: str) -> dict[str, Any]:
+    """The items of a folder or a .jsonl file, as a group."""
     if place.suffix == ".jsonl" and place.is_file():
         lines = place.read_text(encoding="utf-8").splitlines()
         try:
-            images = [json.loads(line) for line in lines if line.strip()]
+            return {"path": str(place.parent), "images": [json.loads(line) for line in lines if line.strip()]}
         except json.JSONDecodeError as error:
-            raise UsageError(f"`{place}` is not JSON line by line: {error.msg}", "one object a line") from None
-        return value | {"examples": {"path": str(place.parent), "images": images}}
+            raise UsageError(f"`{place}` is not JSON line by line: {error.msg}", "one object a line", field) from None
     if not place.is_dir():
-        raise UsageError(f"there is no folder or .jsonl file `{place}`", "name one, or list the images", "examples")
+        raise UsageError(f"there is no folder or .jsonl file `{place}`", "name one, or list the images", field)
     pictures = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURES)
     images = [{"image": path.name, "prompt_file": path.with_suffix(".txt").name} for path in pictures]
-    return value | {"examples": {"path": str(place), "images": images}}
-
-
-def with_absolute_paths(value: Any, folder: Path) -> Any:
-    """The JSON value with the paths of its groups of items absolute, so that a checkpoint finds them."""
-    changed = json.loads(json.dumps(value))
-    for keys in (("examples",), ("training_loop", "prior"), ("instrumentation", "validation")):
-        group = changed
-        for key in keys:
-            group = group.get(key) if isinstance(group, dict) else None
-        if isinstance(group, dict) and isinstance(group.get("path", "."), str):
-            group["path"] = str((folder / expand(group.get("path", "."))).absolute())
-    return changed
+    return {"path": str(place), "images": images}

@@ -12,18 +12,20 @@ from typing import Any
 
 import mlx.core as mx
 
-from mflux.engine.flux import Flux1
 from mflux.engine.network import Branch, Network
 from mflux.errors import MfluxError, UsageError
+from mflux.models.lora import Factors
 from mflux.models.transformer import NO_HOOKS
 from mflux.training import checkpoint as files
-from mflux.training.adapters import attach, detach, factors_of, in_file, old_name
+from mflux.training.adapters import attach, detach, factors_of, old_name
+from mflux.training.cache import Cache
 from mflux.training.checkpoint import Checkpoint
-from mflux.training.dataset import Example, Source, encode
-from mflux.training.draws import key_of, noise_level, shuffled, uniform
+from mflux.training.dataset import Example, Model, Source, encode
+from mflux.training.draws import key_of, shuffled, uniform
+from mflux.training.export import by_our_names, in_checkpoint, in_layouts
+from mflux.training.levels import noise_level
 from mflux.training.loss import (
     CHECKPOINTED,
-    Factors,
     clipped,
     put_factors,
     sample_losses,
@@ -32,9 +34,11 @@ from mflux.training.loss import (
     value_and_gradients,
 )
 from mflux.training.optimizer import Updates
+from mflux.training.ranks import Ranks
 from mflux.training.spec import Spec, targets_of
 
 log = logging.getLogger("mflux")
+ALONE = Ranks()
 MAX_SKIPPED = 3  # updates in a row whose loss is not finite
 
 
@@ -65,14 +69,21 @@ class Trainer:
     """One run of a spec: its layers, its optimizer, the examples as arrays."""
 
     def __init__(
-        self, spec: Spec, config: Any, flux: Flux1, sources: Sequence[Source], held_out: Sequence[Source] = ()
+        self,
+        spec: Spec,
+        config: Any,
+        flux: Model,
+        sources: Sequence[Source],
+        held_out: Sequence[Source] = (),
+        cache: Path | None = None,
+        ranks: Ranks = ALONE,
     ):
-        """config: the JSON that the spec was read from, for the checkpoints.  Loads and encodes; takes minutes for
-        large models.
+        """config: the JSON that the spec was read from, for the checkpoints.  cache: a folder for encoded examples.
+        Loads and encodes; takes minutes for large models.
         """
-        self.spec, self.config, self.flux = spec, config, flux
+        self.spec, self.config, self.flux, self.ranks = spec, config, flux, ranks
         self.facts = files.facts(spec.model, spec.quantize, [source.digest for source in (*sources, *held_out)])
-        encoded = encode(spec, flux, [*sources, *held_out])
+        encoded = encode(spec, flux, [*sources, *held_out], Cache(cache, flux.parts.source, flux.parts.bits))
         self.subjects = [each for each in encoded[: len(sources)] if not each.source.prior]
         self.priors = [each for each in encoded[: len(sources)] if each.source.prior]
         self.held_out = encoded[len(sources) :]
@@ -80,6 +91,7 @@ class Trainer:
         self.layers = attach(self.transformer, targets_of(spec), spec.seed)
         self.scales = {target.path: target.scale for target in targets_of(spec)}
         self.factors: Factors = factors_of(self.layers)
+        mx.eval(self.factors)
         self.average: Factors | None = self.factors if spec.training_loop.ema else None
         self.updates = Updates(spec.optimizer, self.factors)
         self.step = 0
@@ -102,11 +114,11 @@ class Trainer:
         skipped = 0
         while self.step < self.total:
             slots = list(self.slots(self.step))
-            loss, gradients = self.gradients(slots)
-            gradients, norm = clipped(gradients, self.spec.optimizer.max_grad_norm)
-            mx.eval(gradients, norm)
-            rate = self.updates.rate(self.step)
-            finite = math.isfinite(loss.item()) and math.isfinite(norm.item())
+            summed, gradients = self.ranks.sum(self.gradients(self.ranks.share(slots)))
+            gradients, length = clipped(gradients, self.spec.optimizer.max_grad_norm)
+            mx.eval(gradients, length)
+            rate, loss, norm = self.updates.rate(self.step), number(summed), number(length)
+            finite = math.isfinite(loss) and math.isfinite(norm)
             if finite:
                 self.apply(gradients, rate)
             skipped = 0 if finite else skipped + 1
@@ -117,8 +129,8 @@ class Trainer:
                 hint = "lower `optimizer.learning_rate`; the last checkpoint is good"
                 raise MfluxError(f"{MAX_SKIPPED} updates in a row have no finite loss, the last with {names}", hint)
             self.step += 1
-            self.losses.append({"step": self.step, "loss": loss.item()})
-            yield Update(self.step, self.total, (self.step - 1) // self.per_epoch, loss.item(), norm.item(), rate)
+            self.losses.append({"step": self.step, "loss": loss})
+            yield Update(self.step, self.total, (self.step - 1) // self.per_epoch, loss, norm, rate)
 
     def apply(self, gradients: Factors, rate: float) -> None:
         self.factors = self.updates.step(self.factors, gradients, rate)
@@ -152,19 +164,20 @@ class Trainer:
                 loop.timestep, self.flux.parts.schedule, spec.steps, tokens, uniform(*what, "noise level")
             )
             dropped = uniform(*what, "caption") < spec.examples.caption_dropout
+            if example.mirror and uniform(*what, "flip") < 0.5:
+                example = example.mirror
             branch = example.unconditional if dropped and example.unconditional else example.branch
             noise = mx.random.normal(example.x0.shape, key=key_of(*what, "noise"))
             yield Slot(example, branch, noise, mx.array([level]), share)
 
     def gradients(self, slots: Sequence[Slot]) -> tuple[mx.array, Factors]:
-        """Loss and gradients of an update, evaluated."""
-        fast = self.spec.training_loop.batching == "fast"
-        size = self.spec.training_loop.batch_size if fast else 1
-        alike = not any(slot.example.region is not None for slot in slots)
-        if not alike or self.spec.kind != "t2i":
-            size = 1
-        batches = [slots[first : first + size] for first in range(0, len(slots), size)]
-        return tree_sum([value_and_gradients(self.layers, self.factors, self.loss_of(batch)) for batch in batches])
+        """Loss and gradients of some slots of an update, evaluated."""
+        if not slots:
+            return mx.array(0.0), {name: mx.zeros_like(value) for name, value in self.factors.items()}
+        batches = [[slot] for slot in slots]
+        if self.spec.training_loop.batching == "fast":
+            batches = alike(slots, self.spec.training_loop.batch_size)
+        return tree_sum(batches, lambda batch: value_and_gradients(self.layers, self.factors, self.loss_of(batch)))
 
     def loss_of(self, batch: Sequence[Slot]) -> Any:
         """A function without arguments: the batch's part of the update's loss."""
@@ -203,9 +216,7 @@ class Trainer:
                 noise = mx.random.normal(example.x0.shape, key=key_of(self.spec.seed, "validation", index, turn))
                 for sigma in validation.sigmas:
                     parts = (example.branch, example.x0, noise, mx.array([sigma]), example.region)
-                    loss = sample_losses(self.network(example), *parts)[0]
-                    mx.eval(loss)
-                    losses.append(loss.item())
+                    losses.append(number(sample_losses(self.network(example), *parts)[0]))
         return sum(losses) / len(losses)
 
     def save(self, output: Path) -> Path:
@@ -221,12 +232,12 @@ class Trainer:
         }
         state = Checkpoint(
             step=self.step,
-            adapter=in_file(self.factors, self.scales, diffusers=False),
+            adapter=in_checkpoint(self.factors, self.scales),
             optimizer={old_name(name): value for name, value in self.updates.arrays().items()},
             losses=self.losses,
             config=self.config,
             run=self.facts,
-            ema=None if self.average is None else in_file(self.average, self.scales, diffusers=False),
+            ema=None if self.average is None else in_checkpoint(self.average, self.scales),
         )
         folder = output / "_checkpoints"
         written = files.write(state, folder, iterator)
@@ -237,6 +248,8 @@ class Trainer:
 
     def restore(self, saved: Checkpoint, allow_mismatch: bool = False) -> None:
         """Go on from a checkpoint.  Raises UsageError for one of another run, or of a finished one."""
+        if not saved.run:
+            log.warning("this is a checkpoint of mflux 0.9: the run goes on with other random numbers than it had")
         changed = files.mismatches(saved.run, self.facts)
         if changed and not allow_mismatch:
             hint = "`--allow-mismatch` goes on all the same, to other bits"
@@ -246,32 +259,46 @@ class Trainer:
         if saved.step >= self.total:
             hint = f"train on with `--set training_loop.num_epochs={self.spec.training_loop.num_epochs * 2}`"
             raise UsageError(f"this run is complete: {saved.step} of {self.total} updates are done", hint, "resume")
-        self.factors = self._by_our_names(saved.adapter)
+        self.factors = by_our_names(saved.adapter, self.factors)
         put_factors(self.layers, self.factors)
         ours = {old_name(name): name for name in self.updates.arrays()}
-        if set(ours) != set(saved.optimizer):
+        optimizer = {name.removeprefix("transformer."): value for name, value in saved.optimizer.items()}
+        if set(ours) != set(optimizer):
             raise UsageError("the optimizer's state is of another optimizer", "keep `optimizer.name`", "resume")
-        self.updates.restore({ours[name]: value for name, value in saved.optimizer.items()})
+        self.updates.restore({ours[name]: value for name, value in optimizer.items()})
         if self.average is not None:
-            self.average = self.factors if saved.ema is None else self._by_our_names(saved.ema)
+            self.average = self.factors if saved.ema is None else by_our_names(saved.ema, self.factors)
         self.step, self.losses = saved.step, list(saved.losses)
 
-    def _by_our_names(self, tensors: Any) -> Factors:
-        """The factors in a checkpoint's file.  Raises UsageError where layers or shapes are not this run's."""
-        found = {}
-        for name, own in self.factors.items():
-            value = tensors.get(f"transformer.{old_name(name)}")
-            if value is None or value.shape != own.shape:
-                shape = "nothing" if value is None else str(value.shape)
-                problem = f"`{name}` should be {own.shape}, and the checkpoint has {shape}"
-                raise UsageError(problem, "keep `lora_layers` as it was", "resume")
-            found[name] = value
-        return found
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is."""
+        arrays = (*self.factors.values(), *self.updates.arrays().values(), *(self.average or {}).values())
+        return sum(array.nbytes for array in arrays)
 
-    def exported(self) -> dict[str, mx.array]:
-        """The adapter under diffusers' names; the average where one is kept."""
-        return in_file(self.average or self.factors, self.scales, diffusers=True)
+    def exported(self) -> dict[str, Factors]:
+        """The adapter in each layout of `save.export`; the average where one is kept."""
+        return in_layouts(self.spec, self.average or self.factors)
 
     def close(self) -> None:
         """Take the LoRA off the model."""
         detach(self.transformer, self.layers)
+
+
+def alike(slots: Sequence[Slot], most: int) -> list[list[Slot]]:
+    """Slots that can go through the network together: of one size, without inputs or weights of their own."""
+    batches: list[list[Slot]] = []
+    for slot in slots:
+        example, last = slot.example, batches[-1] if batches else []
+        plain = example.region is None and not example.plan.request.conditions
+        same = last and plain and last[0].example.x0.shape == example.x0.shape and len(last) < most
+        if same and last[0].branch.text.shape == slot.branch.text.shape:
+            last.append(slot)
+        else:
+            batches.append([slot])
+    return batches
+
+
+def number(array: mx.array) -> float:
+    """The value of an array of one element."""
+    return float(array.item())  # type: ignore[arg-type]
