@@ -1,11 +1,13 @@
 """FLUX.1 at full size on this machine: save, load and draw a synthetic 12B checkpoint, with peaks of memory.
 
-    python benchmarks/full_size.py --work /tmp/full-size [--bits 3 4 6 8] [--keep]
+    python benchmarks/full_size.py --work /tmp/full-size [--bits 3 4 6 8] [--keep] [--peer /tmp/peer/bin/python]
 
 Writes a checkpoint of FLUX.1-dev's sizes in bfloat16 (random numbers, 34 GB, shard by shard; kept for the next run with
 --keep), then in a process each: `mflux-save` to each number of bits (time, peak, size on disk), loading the 4-bit
 transformer (peak against the result), and one step at 64 x 64 px with 16 text tokens (resident memory while denoising,
-peak overall, time).  Needs 34 GB of disk and as much again as the largest save.
+peak overall, time).  --peer, the Python of an environment with mflux from PyPI, also opens the 4-bit save there: which
+of its tensors the other mflux has a place for, and which places stay empty.  Needs 34 GB of disk and as much again as
+the largest save.
 """
 
 import argparse
@@ -56,6 +58,25 @@ config = Config(num_inference_steps=1, height=64, width=64, max_sequence_length=
 flux.generate_image(1, "a large red circle", config, on_step=on_step)
 print(max(resident), time.perf_counter() - started)
 """
+PEER = """
+import sys
+from importlib.metadata import version
+from pathlib import Path
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mflux.models.common.config import ModelConfig
+from mflux.models.flux.variants.txt2img.flux import Flux1
+flux = Flux1(model_path=sys.argv[1], model_config=ModelConfig.dev())
+modules = flux.transformer, flux.t5_text_encoder, flux.clip_text_encoder, flux.vae
+for part, module in zip(("transformer", "text_encoder_2", "text_encoder", "vae"), modules, strict=True):
+    places = {name: value.shape for name, value in tree_flatten(module.parameters())}
+    files = Path(sys.argv[1], part).glob("*.safetensors")
+    stored = {name: value.shape for file in files for name, value in mx.load(str(file)).items()}
+    fits = sum(places.get(name) == shape for name, shape in stored.items())
+    empty = [name for name in places if name not in stored]
+    counts = f"{fits} of {len(stored)} tensors fit, {len(empty)} places stay empty {empty[:3]}"
+    print(f"mflux {version('mflux')}  {part}: {counts}")
+"""
 
 
 def write_checkpoint(folder: Path) -> None:
@@ -97,10 +118,10 @@ def filled(block: mx.array, shape: tuple[int, ...]) -> mx.array:
     return mx.concatenate([block] * -(-count // BLOCK))[:count].reshape(shape)
 
 
-def measured(*words: str) -> tuple[str, float, float]:
+def measured(*words: str, python: str = sys.executable) -> tuple[str, float, float]:
     """Output, seconds and peak resident memory in GB of a process."""
     started = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-c", *words], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([python, "-c", *words], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         out = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -119,6 +140,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint for the next run")
+    parser.add_argument("--peer", metavar="PYTHON", help="of an environment with mflux from PyPI")
     options = parser.parse_args()
     whole = options.work / "whole"
     started = time.perf_counter()
@@ -143,6 +165,8 @@ def main() -> None:
             resident, drawn = (float(number) for number in out.split())
             print(f"one step      {resident / 1e9:.2f} GB resident (at most 8), peak {peak:.2f} GB (at most 10), "
                   f"{drawn:.0f} s of {seconds:.0f} s", flush=True)  # fmt: skip
+            if options.peer:
+                print(measured(PEER, str(target), python=options.peer)[0], flush=True)
             line |= {"held_gb": held, "load_peak_gb": most, "resident_gb": resident / 1e9, "draw_peak_gb": peak}
         print(json.dumps(line), flush=True)
         shutil.rmtree(target)

@@ -66,6 +66,16 @@ def test_the_layout_is_mflux_s_own(tmp_path):
     assert set(index["weight_map"]) == set(vae)
 
 
+def test_a_save_holds_one_shard_and_one_module_and_never_the_whole_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(save, "SHARD_BYTES", 1 << 16)
+    source = resolve("tiny")
+    (whole,) = (source.folders["transformer"]).glob("*.safetensors")
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    saved(tmp_path / "model", bits=4)
+    assert mx.get_peak_memory() - before < whole.stat().st_size / 4
+
+
 def test_numbers_are_quantized_as_they_are_stored(tmp_path):
     """bfloat16 weights have bfloat16 scales: half a bit a weight less than from float32."""
     folder = saved(tmp_path / "model", bits=4)

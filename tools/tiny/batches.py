@@ -17,6 +17,7 @@ DROPPED, HIDDEN = 0.1, 0.35
 UNKNOWN = SPECIAL_T5.index("<unk>")
 TWO_REFERENCES = 0.1  # share of kontext's batches
 SILENT = 0.8  # share of redux' pictures without a caption
+STRENGTH_LOW = 0.4  # of ControlNets, whose commands' default it is
 TIME_MEAN, NOISY_SHARE = 0.4, 0.2
 
 
@@ -25,7 +26,8 @@ class Batch:
     """B pictures: clean (B, 64, 64), extra (B, 64, 0 or 320), ids (B, T), what tokens show, loss weights (B, 64).
 
     `references` (B, 64 n, 64): n clean pictures beside each; then the labels cover all their tokens too. `pictures`
-    (B, 3, side, side) in [-1, 1]: what redux sees.
+    (B, 3, side, side) in [-1, 1]: what redux sees. `control` (B, 64, 64): what a ControlNet sees, and how strongly it
+    works, a number.
     """
 
     clean: Tensor
@@ -38,6 +40,7 @@ class Batch:
     weights: Tensor
     references: Tensor | None = None
     pictures: Tensor | None = None
+    control: tuple[Tensor, Tensor] | None = None
 
 
 def draw_batch(data: Latents, size: int) -> Batch:
@@ -92,6 +95,27 @@ def redux_batch(data: Latents, pictures: Tensor, size: int, empty: tuple[Tensor,
     batch.t5_ids[silent], batch.clip_ids[silent] = empty
     batch.weights = object_weights(batch.shapes > 0, torch.ones(size, dtype=torch.bool))
     batch.pictures = pictures[rows].float() / 127.5 - 1
+    return batch
+
+
+def control_batch(
+    data: Latents, maps: list[Tensor], size: int, beside: bool, wordless: float, empty: tuple[Tensor, Tensor]
+) -> Batch:
+    """The first scenes of `data` with a map of each, of one of the kinds `maps` (N, 64, 64).
+
+    beside: the map is more channels of the picture's tokens, else a ControlNet reads it. wordless: share of scenes
+    without a caption.
+    """
+    rows = torch.randint(len(maps[0]), (size,))
+    batch = scene_batch(data, rows, torch.randint(data.t5_ids.shape[1], (size,)))
+    shown = torch.stack(maps)[torch.randint(len(maps), (size,)), rows].float()
+    batch.weights = object_weights(batch.shapes > 0, torch.ones(size, dtype=torch.bool))
+    silent = torch.rand(size) < wordless
+    batch.t5_ids[silent], batch.clip_ids[silent] = empty
+    if beside:
+        batch.extra = shown
+    else:
+        batch.control = shown, torch.empty(()).uniform_(STRENGTH_LOW, 1)
     return batch
 
 

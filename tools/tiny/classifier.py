@@ -53,9 +53,8 @@ def read(
     shapes: those that an object can have.
     """
     pixels = np.asarray(picture).astype(np.float32)
-    median = np.median(_frame(pixels), axis=0)
-    background = list(BACKGROUNDS)[int(_nearest(median[None], BACKGROUNDS)[0])]
-    different = np.abs(pixels - median).max(axis=2) > DIFFERS
+    background = list(BACKGROUNDS)[int(_nearest(_background(pixels)[None], BACKGROUNDS)[0])]
+    different = stands_out(pixels)
     if objects == 1:
         return Reading(background, (_read_thing(pixels, different, background, 1, shapes),))
     half = np.zeros(different.shape, dtype=bool)
@@ -65,6 +64,11 @@ def read(
         half[:, : half.shape[1] // 2] = True
     halves = (half, ~half)
     return Reading(background, tuple(_read_thing(pixels, different & part, background, 2, shapes) for part in halves))
+
+
+def stands_out(pixels: np.ndarray) -> np.ndarray:
+    """Where a picture (H, W, 3) differs from its frame, bool (H, W): its objects."""
+    return np.abs(pixels - _background(pixels)).max(axis=2) > DIFFERS
 
 
 def score(reading: Reading, scene: Scene) -> dict[str, float]:
@@ -79,10 +83,11 @@ def _agrees(seen: Read | None, thing: Thing, question: str) -> bool:
     return seen is not None and getattr(seen, question) == getattr(thing, question)
 
 
-def _frame(pixels: np.ndarray) -> np.ndarray:
+def _background(pixels: np.ndarray) -> np.ndarray:
+    """The median colour (3,) of the frame."""
     inner = np.zeros(pixels.shape[:2], dtype=bool)
     inner[FRAME:-FRAME, FRAME:-FRAME] = True
-    return pixels[~inner]
+    return np.median(pixels[~inner].astype(np.float32), axis=0)
 
 
 def _nearest(pixels: np.ndarray, names: dict[str, tuple[int, int, int]]) -> np.ndarray:

@@ -27,7 +27,8 @@ from train_vae import VAE_FOLDER
 from transformers import SiglipImageProcessor
 from vocabulary import CLIP_FOLDER, T5_FOLDER
 
-VARIANT_PARTS = {"fill": ("transformer",), "kontext": PARTS, "redux": REDUX_PARTS}
+VARIANT_PARTS = {"fill": ("transformer",), "kontext": PARTS, "redux": REDUX_PARTS, "control": ("transformer",)}
+VARIANT_PARTS |= {"controlnet": ("controlnet",), "upscaler": ("controlnet",)}
 PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}  # of every released file's names
 INDEX = {
     "_class_name": "FluxPipeline",
@@ -57,8 +58,7 @@ def trained(stage: str) -> Networks:
     if state is None:
         raise SystemExit(f"error: no checkpoint of the stage `{stage}`")
     networks = new_networks(STAGES[stage])
-    if STAGES[stage].lora:
-        networks.add_lora()
+    networks.add(STAGES[stage].added)
     networks.load_state_dict(state["average"])
     return networks.to(torch.bfloat16).float().eval()
 
@@ -97,7 +97,7 @@ def write_base(networks: Networks, folder: Path) -> None:
 def write_variant(networks: Networks, stage: Stage) -> None:
     """Only what differs from the base: networks, or an adapter in diffusers' names."""
     folder = SHIPPED / stage.variant
-    if stage.lora:
+    if stage.added == "lora":
         from peft.utils import get_peft_model_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)

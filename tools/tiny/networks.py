@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F  # noqa: N812
 from captions import PLACES
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, SiglipVisionConfig, SiglipVisionModel, T5Config, T5EncoderModel
@@ -62,13 +62,22 @@ class Networks(nn.Module):
             self.image_encoder = SiglipVisionModel(_siglip_config())
             self.image_embedder = ReduxImageEncoder(REDUX_WIDTH, WIDTH)
 
-    def add_lora(self) -> None:
-        """A new adapter on the transformer, which then trains alone."""
+    def add(self, what: str) -> None:
+        """Something new that trains alone: `lora`, an adapter of the transformer, `controlnet`, or nothing."""
+        if what:
+            self.requires_grad_(False)
+            {"lora": self._add_lora, "controlnet": self._add_controlnet}[what]()
+
+    def _add_lora(self) -> None:
         from peft import LoraConfig  # here: only some stages need it
 
-        self.requires_grad_(False)
         adapter = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS)
         self.transformer.add_adapter(adapter)
+
+    def _add_controlnet(self) -> None:
+        """One joint and one single block, which begin as copies of the transformer's."""
+        sizes = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 4, "attention_head_dim": 32}
+        self.controlnet = FluxControlNetModel.from_transformer(self.transformer, **sizes)
 
     def describe(self, t5_ids: Tensor, clip_ids: Tensor, pictures: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Text states (B, T, WIDTH) and the pooled vector (B, WIDTH); padding is not masked, as in FLUX.
@@ -91,12 +100,29 @@ class Networks(nn.Module):
         rows: int = 8,
         columns: int = 8,
         references: Tensor | None = None,
+        control: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocity (B, S, 64) at `x` (B, S, channels), time in 0..1, and the middle state (B, S + n S, WIDTH).
 
         `references` (B, n S, 64): n more pictures of the same size, which are looked at and not drawn (Kontext).
+        `control`: a map (B, S, 64) for the ControlNet, and how strongly it works.
         """
         net, drawn = self.transformer, x.shape[1]
+        joint_residual = single_residual = 0.0
+        if control is not None:
+            shown, strength = control
+            (joint_residual,), (single_residual,) = self.controlnet(
+                x,
+                controlnet_cond=shown,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                timestep=time,
+                guidance=guidance,
+                img_ids=image_ids(rows, columns),
+                txt_ids=torch.zeros(text.shape[1], 3),
+                return_dict=False,
+            )
+            joint_residual, single_residual = strength * joint_residual, strength * single_residual
         x = x if references is None else torch.cat([x, references], dim=1)
         pictures = [image_ids(rows, columns, number) for number in range(x.shape[1] // drawn)]
         image, text = net.x_embedder(x), net.context_embedder(text)
@@ -105,10 +131,12 @@ class Networks(nn.Module):
         middle = image
         for block in net.transformer_blocks:
             text, image = block(image, text, condition, image_rotary_emb=rope)
+            image = image + joint_residual
         for index, block in enumerate(net.single_transformer_blocks):
             if index == GLIMPSE_AFTER:
                 middle = image
             text, image = block(image, text, condition, image_rotary_emb=rope)
+            image = image + single_residual
         return net.proj_out(net.norm_out(image[:, :drawn], condition)), middle
 
     def glimpse_logits(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,11 +42,13 @@ class TorchPainter:
         references: Tensor | None = None,
         pictures: Tensor | None = None,
         known: Tensor | None = None,
+        control: tuple[Tensor, Tensor] | None = None,
         lengths: tuple[int, int] = (T5_LENGTH, CLIP_LENGTH),
     ) -> list[np.ndarray]:
         """Pictures (H, W, 3) uint8. `extra` (B, tokens, channels) goes beside the latents, `references` (B, n * tokens,
         64) after them; size is height, width. `pictures` as in `Networks.describe`. `known` (B, tokens, 64): latents
-        that are put back, noised, after each step wherever they are not nan. `lengths` of the T5 and CLIP ids.
+        that are put back, noised, after each step wherever they are not nan. `control` as in `Networks.velocity`.
+        `lengths` of the T5 and CLIP ids.
         """
         rows, columns = size[0] // 16, size[1] // 16
         noise = [torch.randn(rows * columns, IN_CHANNELS, generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -58,9 +60,10 @@ class TorchPainter:
         for now, after in pairwise(sigmas):
             time = torch.full((len(x),), now)
             inputs = x if extra is None else torch.cat([x, extra], dim=2)
-            velocity, _ = self.networks.velocity(inputs, time, guidance, text, pooled, rows, columns, references)
+            beside = rows, columns, references, control
+            velocity, _ = self.networks.velocity(inputs, time, guidance, text, pooled, *beside)
             if true_cfg > 1:
-                unsaid, _ = self.networks.velocity(inputs, time, guidance, *empty, rows, columns, references)
+                unsaid, _ = self.networks.velocity(inputs, time, guidance, *empty, *beside)
                 velocity = unsaid + true_cfg * (velocity - unsaid)
             x = x + (after - now) * velocity
             if known is not None:

@@ -2,9 +2,10 @@
 `kontext`, each with a `-distill` of its own.
 
 Needs .tiny/latents.pt (`latents.py`), for `fill` .tiny/holes.pt (`holes.py`), for `kontext` .tiny/pairs.pt
-(`pairs.py`), for `redux` .tiny/looks.pt (`looks.py`), for panels .tiny/<task>.panels.pt (`panel_latents.py`). A cut run
-goes on from .tiny/<stage>.pt; `--start FOLDER` begins from shipped weights (a diffusers layout) instead of the stage
-before. Each stage lasts the given minutes, and its learning rate follows the clock.
+(`pairs.py`), for `redux` .tiny/looks.pt (`looks.py`), for maps .tiny/maps.pt (`maps.py`), for panels
+.tiny/<task>.panels.pt (`panel_latents.py`). A cut run goes on from .tiny/<stage>.pt; `--start FOLDER` begins from
+shipped weights (a diffusers layout) instead of the stage before. Each stage lasts the given minutes, and its learning
+rate follows the clock.
 
 base: rectified flow, both text encoders and the transformer together. A training-only head tells from a middle state
 which shape and colour each image token belongs to: shapes bind to words much earlier.
@@ -12,6 +13,8 @@ distill: the target becomes the base's guided velocity, its strength read from t
 fill: 320 more input channels (masked picture, mask); text encoders frozen, so that only the transformer ships.
 kontext: reference pictures as more tokens; the text encoders learn the words of instructions and ship with it.
 redux: a picture's tokens beside the text's; only the picture encoder and its embedder train.
+control: a map as 64 more input channels, of edges or of depth: one transformer reads both kinds.
+controlnet, upscaler: a ControlNet reads edges, or the coarse picture; it alone trains.
 in-context, ic-edit, try-on: adapters (LoRA) for pictures of two panels, of the base and of fill.
 fill-distill, kontext-distill: the same as distill, for the variant.
 """
@@ -33,6 +36,7 @@ from batches import (
     GUIDANCE_LOW,
     PAD_LENGTHS,
     Batch,
+    control_batch,
     draw_batch,
     draw_texts,
     drop_captions,
@@ -49,6 +53,7 @@ from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, 
 from holes import HOLES_FILE
 from latents import LATENTS_FILE, TOKENS, load, token_ids
 from looks import LOOKS_FILE
+from maps import MAPS_FILE
 from muon import Muon
 from networks import IN_CHANNELS, PARTS, TEXT_PARTS, Networks
 from pairs import PAIRS_FILE
@@ -61,6 +66,7 @@ MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
 GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT = 0.1, 0.3, 3.0
 DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
 TEXTS = 192  # captions without pictures in each step
+SHOWN = {"control": ("canny", "depth"), "controlnet": ("canny",), "upscaler": ("coarse",)}  # maps of a variant
 Texts = Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -71,7 +77,8 @@ class Stage:
     after: the stage whose weights it starts from · rate, flat, warm_up: of the learning rate · keep: of the running
     average · frozen: the networks that do not train · guided: guidance distillation · guidance_high: up to where
     guidance is drawn; where it stays off, the answer to guidance that the distilled weights have learnt is left as it
-    is · lora: only an adapter trains · text_tokens: their number, where it does not vary.
+    is · added: what trains alone beside the networks: lora or controlnet · text_tokens: their number, where it does not
+    vary.
     """
 
     after: str | None
@@ -85,7 +92,7 @@ class Stage:
     frozen: tuple[str, ...] = ()
     guided: bool = False
     guidance_high: float = GUIDANCE_HIGH
-    lora: bool = False
+    added: str = ""
     text_tokens: int | None = None
 
 
@@ -110,8 +117,12 @@ PANELS = Stage(
     warm_up=50,
     extra_channels=320,
     guidance_high=GUIDANCE_LOW,
-    lora=True,
+    added="lora",
     text_tokens=PANEL_LENGTHS[0],
+)
+CONTROL = replace(FILL, minutes=20, variant="control", extra_channels=64)
+CONTROLNET = Stage(
+    after="distill", minutes=15, variant="controlnet", keep=0.99, warm_up=50, frozen=PARTS, added="controlnet"
 )
 BRIEF = {"rate": 0.3, "flat": 0.2, "keep": 0.99, "warm_up": 30, "guided": True, "guidance_high": GUIDANCE_HIGH}
 STAGES = {
@@ -122,6 +133,9 @@ STAGES = {
     "kontext": KONTEXT,
     "kontext-distill": replace(KONTEXT, after="kontext", minutes=8, frozen=TEXT_PARTS, **BRIEF),
     "redux": replace(KONTEXT, minutes=15, rate=1.0, variant="redux", frozen=PARTS),
+    "control": CONTROL,
+    "controlnet": CONTROLNET,
+    "upscaler": replace(CONTROLNET, variant="upscaler"),
     "in-context": replace(PANELS, after="distill", variant="in-context", extra_channels=0),
     "ic-edit": PANELS,
     "try-on": replace(PANELS, variant="try-on"),
@@ -142,8 +156,9 @@ class FlowLoss(nn.Module):
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         text, pooled = self.networks.describe(batch.t5_ids, batch.clip_ids, batch.pictures)
+        size = SIDE // 16, x.shape[1] // (SIDE // 16)
         velocity, middle = self.networks.velocity(
-            x, time, guidance, text, pooled, SIDE // 16, x.shape[1] // (SIDE // 16), batch.references
+            x, time, guidance, text, pooled, *size, batch.references, batch.control
         )
         error = (velocity.float() - target).square().mean(dim=2)
         shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
@@ -189,8 +204,7 @@ class Trainer:
         state = load_checkpoint(WORK / f"{name}.pt")
         if state is None:
             self._begin(start)
-        if self.stage.lora:
-            self.networks.add_lora()
+        self.networks.add(self.stage.added)
         if state is not None:
             self.networks.load_state_dict(state["networks"])
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
@@ -372,13 +386,18 @@ def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
     plan = STAGES[stage]
     if plan.variant == "fill":
         return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size, plan.extra_channels), None
-    if plan.lora:
+    if plan.added == "lora":
         return partial(fill_batch, torch.load(panels_file(stage), weights_only=True), size, plan.extra_channels), None
     if plan.variant == "kontext":
         pairs = torch.load(PAIRS_FILE, weights_only=True)
         texts = partial(draw_texts, pairs["t5_ids"], pairs["roles"], TEXTS // 2)
         return partial(kontext_batch, pairs, size), None if "text_encoder_2" in plan.frozen else texts
     data = load(LATENTS_FILE)
+    if plan.variant in SHOWN:
+        encoded = torch.load(MAPS_FILE, weights_only=True)
+        maps = [encoded[kind] for kind in SHOWN[plan.variant]]
+        beside, wordless = bool(plan.extra_channels), 0.5 if plan.variant == "upscaler" else 0.0
+        return partial(control_batch, data, maps, size, beside, wordless, empty_ids(plan)), None
     if plan.variant == "redux":
         return partial(redux_batch, data, torch.load(LOOKS_FILE, weights_only=True), size, empty_ids(plan)), None
     return partial(draw_batch, data, size), partial(draw_texts, data.t5_ids, data.places, TEXTS)

@@ -87,8 +87,8 @@ ROWS = (
     Row("tiny", "tiny", "base", folder="base", **DEMO),
     Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
     Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
-    Row("tiny/depth", "tiny", "depth", folder="depth", companion="tiny", **DEMO),
-    Row("tiny/canny", "tiny", "canny", folder="canny", companion="tiny", **DEMO),
+    Row("tiny/depth", "tiny", "depth", folder="control", companion="tiny", **DEMO),
+    Row("tiny/canny", "tiny", "canny", folder="control", companion="tiny", **DEMO),
     Row("tiny/controlnet", "tiny", "controlnet", folder="controlnet", companion="tiny", **DEMO),
     Row("tiny/upscaler", "tiny", "upscaler", folder="upscaler", companion="tiny", **DEMO),
     Row("tiny/redux", "tiny", "redux", folder="redux", companion="tiny", **DEMO),
@@ -104,7 +104,7 @@ SIDES = {
     ("upscaler", "dev"): "jasperai/Flux.1-dev-Controlnet-Upscaler",
     ("upscaler", "tiny"): "upscaler/controlnet",
     ("depth estimator", "dev"): "apple/DepthPro-hf",
-    ("depth estimator", "tiny"): "depth/depth_pro",
+    ("depth estimator", "tiny"): "control/depth_pro",
     ("image encoder", "dev"): "openai/clip-vit-large-patch14",
 }
 TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}

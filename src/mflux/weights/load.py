@@ -253,12 +253,14 @@ def filled(
                 module[name] = read_one(sources.get(prefix + name), module[name], None if kept else dtype)
         if change and not stored:
             change(path, module)
+        ready = module
         if packs:
-            module = (
-                stored_module(module, path, sources, dtype) if stored else quantize_module(module, bits or 0, dtype)
-            )
-        mx.eval(module.parameters())
-        yield path, module
+            ready = stored_module(module, path, sources, dtype) if stored else quantize_module(module, bits or 0, dtype)
+        mx.eval(ready.parameters())
+        if ready is not module:
+            for name in tensors:
+                del module[name]  # who goes on with `ready` must not keep the whole weights in memory
+        yield path, ready
 
 
 def read_one(source: Source | None, empty: mx.array, dtype: mx.Dtype | None) -> mx.array:
