@@ -1,6 +1,7 @@
 """How much memory an update takes: forecast and measured, with and without gradient checkpointing.
 
     .venv/bin/python benchmarks/training_memory.py [--joint 3 --single 6 --width 256 --tokens 1024]
+    .venv/bin/python benchmarks/training_memory.py --table      (forecasts for FLUX.1-dev on a GPU, as Markdown)
 
 A random network of FLUX's shape, LoRAs of rank 4 beside every layer; peaks are above what is held before the update.
 """
@@ -18,8 +19,8 @@ from mflux.engine.slots import Inputs
 from mflux.models.transformer import NO_HOOKS, FluxTransformer, TransformerConfig
 from mflux.training.adapters import attach, factors_of
 from mflux.training.loss import CHECKPOINTED, sample_losses, value_and_gradients
-from mflux.training.memory import activation_bytes
-from mflux.training.spec import FAMILIES, Target
+from mflux.training.memory import activation_bytes, forecast
+from mflux.training.spec import FAMILIES, Target, read_tables
 
 TEXT = 256
 MODES = ("plain", "checkpointed")
@@ -54,6 +55,33 @@ def measure(config: TransformerConfig, tokens: int, mode: str) -> int:
     return mx.get_peak_memory() - before
 
 
+def table() -> None:
+    """Bytes of a run with FLUX.1-dev in bfloat16, rank 16 beside every layer of every block."""
+    layers = {"lora_rank": 16}
+    families = {
+        family: layers | {"block_range": {"start": 0, "end": count}, "layer_types": list(known)}
+        for (family, known), count in zip(FAMILIES.items(), (19, 38), strict=True)
+    }
+    run = {"model": "dev", "seed": 0, "steps": 20, "guidance": 1.0, "lora_layers": families}
+    run |= {"optimizer": {"name": "AdamW", "learning_rate": 1e-4}, "save": {"output_path": "x"}}
+    run["save"]["checkpoint_frequency"] = 100
+    run["examples"] = {"images": [{"image": "x", "prompt": "x"}]}
+    print("| px | bf16 | 8 bit | 4 bit | 4 bit, Kontext | bf16, no checkpointing |\n|---|---|---|---|---|---|")
+    for side in (512, 768, 1024):
+        cells = []
+        for bits, kind, checkpointing in (
+            (None, "t2i", True),
+            (8, "t2i", True),
+            (4, "t2i", True),
+            (4, "kontext", True),
+            (None, "t2i", False),
+        ):
+            loop = {"num_epochs": 1, "batch_size": 1, "gradient_checkpointing": checkpointing}
+            spec = run | {"width": side, "height": side, "quantize": bits, "kind": kind, "training_loop": loop}
+            cells.append(f"{forecast(read_tables(spec, 'table'), 2) / 1e9:.1f} GB")
+        print(f"| {side} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joint", type=int, default=3)
@@ -61,7 +89,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=1024, help="of picture and text together")
     parser.add_argument("--mode", choices=MODES)
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if options.table:
+        table()
+        return
     config = TransformerConfig(
         num_layers=options.joint,
         num_single_layers=options.single,

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import mflux
+from mflux.cli.commands import BY_NAME
+from mflux.cli.main import main
 from mflux.training.ranks import Ranks
 
 PROGRAM = "import sys; from mflux.cli.commands import BY_NAME; from mflux.cli.main import main; "
@@ -30,7 +32,7 @@ def free_ports(count):
 
 
 def start(folder, ranks, *flags):
-    """A run of so many processes, their output in pipes."""
+    """A run of some processes, their output in pipes."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(ranks)]))
     environment = os.environ | {"MLX_HOSTFILE": str(hosts), "PYTHONPATH": str(Path(mflux.__file__).parents[1])}
@@ -46,6 +48,11 @@ def start(folder, ranks, *flags):
     ]
 
 
+def alone(*flags):
+    """A run of this process."""
+    assert main(BY_NAME["mflux-train"], list(map(str, flags))) == 0
+
+
 def finished(processes):
     return [process.communicate(timeout=600) for process in processes]
 
@@ -55,8 +62,7 @@ def test_two_ranks_are_one_to_the_bit(train_json, tmp_path, batch):
     """Three examples, so that the last update of an epoch has fewer of them than the others, and one rank has none."""
     repeats = {"examples__images": [{"image": f"{name}.png", "prompt": name, "repeats": batch - 1} for name in "abc"]}
     path = train_json(training_loop__batch_size=batch, **repeats)
-    for process in start(tmp_path, 1, "--config", path, "--output", tmp_path / "one"):
-        assert process.wait() == 0, process.communicate()
+    alone("--config", path, "--output", tmp_path / "one")
     both = start(tmp_path, 2, "--config", path, "--output", tmp_path / "two")
     (out, err), (other, _) = finished(both)
     assert [process.returncode for process in both] == [0, 0], err
@@ -75,10 +81,8 @@ def test_where_a_rank_dies_the_run_ends_with_a_checkpoint_that_goes_on(train_jso
     assert "another process of this run is gone" in err and "goes on from here" in err
     saved = out.splitlines()[-1]
     assert saved in err
-    (process,) = start(tmp_path, 1, "--resume", saved)
-    assert process.wait() == 0, process.communicate()
-    (process,) = start(tmp_path, 1, "--config", path, "--output", tmp_path / "whole")
-    assert process.wait() == 0, process.communicate()
+    alone("--resume", saved)
+    alone("--config", path, "--output", tmp_path / "whole")
     assert (tmp_path / "run/adapter.safetensors").read_bytes() == (tmp_path / "whole/adapter.safetensors").read_bytes()
 
 

@@ -70,5 +70,10 @@ class Ranks:
 
 def launched() -> Ranks:
     """The ranks that `mlx.launch` started, or this process alone."""
-    started = "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
-    return Ranks(mx.distributed.init(strict=True)) if started else Ranks()
+    if "MLX_RANK" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return Ranks()
+    try:
+        return Ranks(mx.distributed.init(strict=True))
+    except RuntimeError as error:
+        problem = f"the processes of this run do not reach each other ({error})"
+        raise MfluxError(problem, "check the hosts that `mlx.launch` was given") from None
