@@ -2,6 +2,7 @@
 
 MfluxError            exit code 1   a model's content, the network, a licence, the disk, memory
 |-- UsageError        exit code 2   something the user typed or named
+|-- StoppedError      exit code 3   ended before its time by the battery; 130 by Ctrl-C
 `-- ModelError        exit code 1   a checkpoint that is absent, damaged or of another kind
 """
 
@@ -28,6 +29,12 @@ class UsageError(MfluxError):
     """A request that cannot be carried out as it was made."""
 
     exit_code = 2
+
+
+class StoppedError(MfluxError):
+    """A run that ended before its time; what is finished is kept."""
+
+    exit_code = 3
 
 
 class ModelError(MfluxError):

@@ -1,7 +1,6 @@
 """Paths as users type them.  Imports nothing heavy: a wrong name has to be told before mlx or Pillow is loaded."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from mflux.errors import UsageError
@@ -26,23 +25,25 @@ def expand(name: str | os.PathLike[str], field: str | None = None) -> Path:
     return path
 
 
-def check_output(name: str | os.PathLike[str]) -> Path:
+def check_output(name: str | os.PathLike[str], field: str = "output") -> Path:
     """A name that a picture can be saved under.  Raises UsageError before anything is drawn."""
-    target = expand(name, "output")
+    target = expand(name, field)
     if target.is_dir() or str(name).endswith(("/", os.sep)):
-        raise UsageError(f"`{name}` is a folder", "give a file name, for example `image.png`", "output")
+        raise UsageError(f"`{name}` is a folder", "give a file name, for example `image.png`", field)
     if target.suffix.lower() not in FORMATS:
         ending = f"the ending `{target.suffix}`" if target.suffix else "no ending"
-        raise UsageError(f"`{name}` has {ending}", f"use one of {', '.join(FORMATS)}", "output")
+        raise UsageError(f"`{name}` has {ending}", f"use one of {', '.join(FORMATS)}", field)
     folder = target.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
+    from tempfile import TemporaryFile
+
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with TemporaryFile(dir=folder):
             pass
     except OSError as error:
         problem = f"`{name}` cannot be written: `{folder}` takes no files ({error.strerror})"
-        raise UsageError(problem, "choose a folder that you may write to", "output") from None
+        raise UsageError(problem, "choose a folder that you may write to", field) from None
     return target
 
 

@@ -14,9 +14,12 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
 from mflux.cli.main import Run
+from mflux.cli.options import real, whole
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
+from mflux.cli.parse import parse, spelled
 from mflux.cli.save_depth import SaveDepth
+from mflux.cli.watch import Watching
 from mflux.engine.request import Request
 from mflux.weights.save import Saving
 
@@ -24,7 +27,7 @@ READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Sa
 SPOKEN = "file model action paths shell folder train_config train_checkpoint settings examples quantize rank seed "
 SPOKEN += "learning_rate max_steps batch_size resolution output_path dry_run init_config export force allow_mismatch"
 READERS["Asked"] = make_dataclass("Asked", SPOKEN.split())  # read straight from the values
-READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask}
+READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask, "Watching": Watching}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 
 
@@ -57,7 +60,7 @@ def test_no_flag_is_there_twice(command):
             "--prompt --prompt-file --negative-prompt --true-cfg --model --path --output --seed --auto-seeds --height "
             "--width --steps --guidance --quantize --image-path --image-strength --mask-path --vae-tiling "
             "--max-sequence-length --noise --batch-size --metadata --no-metadata --ip-adapter --ip-adapter-image "
-            "--ip-adapter-scale",
+            "--ip-adapter-scale --progress --preview --stepwise-image-output-dir --battery-percentage-stop-limit -B",
         ),
         (
             "mflux-generate-fill",
@@ -95,6 +98,27 @@ def test_the_flags_of_the_contract_are_there(command, flags):
     assert set(flags.split()) <= known
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_values_can_be_spelled_as_flags_again(command):
+    """Every flag of the command at once, with values that are easily misread."""
+    values = {}
+    for option in command.options:
+        words = {whole: 3, real: -0.5}.get(option.parse.get("type"), "-a b")
+        if not option.is_flag:
+            words = option.parse.get("choices", ("file",))[0]
+        elif str(option.parse.get("nargs")) in "+*":
+            words = [words, words] if words != "-a b" else ["a b", "c"]
+        action = option.parse.get("action", "")
+        if action == "append_const":
+            words = [option.parse["const"]]
+        elif action.startswith("store_"):
+            words = action == "store_true"
+        elif action == "append":
+            words = [words, words]
+        values[option.name] = words
+    assert parse(command, [*spelled(command, values)]) == values
+
+
 @pytest.mark.parametrize("command", BY_NAME)
 def test_help_lists_every_flag_and_imports_nothing_heavy(command):
     code = (
@@ -106,6 +130,19 @@ def test_help_lists_every_flag_and_imports_nothing_heavy(command):
     assert done.returncode == 0 and done.stdout.endswith("HEAVY\n") and done.stderr == ""
     for option in BY_NAME[command].options:
         assert all(flag in done.stdout for flag in option.flags.split())
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--steps", "0"], ["--hight", "3"], ["--model", "schnel"]])
+def test_what_needs_no_picture_imports_little(flags):
+    """Counted, because a busy machine has no time to measure; `benchmarks/start.py` prints the times."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "from mflux.cli.main import main; from mflux.cli.commands import BY_NAME\n"
+        "try: main(BY_NAME['mflux-generate'], ['--prompt', 'x', *sys.argv[1:]])\n"
+        "finally: print('NEW', len(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) <= 110, done.stdout  # measured: 95 to 104
 
 
 def test_a_lora_is_drawn_with_and_told_in_the_metadata(cli, oracle_model, tmp_path):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -174,7 +175,11 @@ def test_ctrl_c_gives_130_and_keeps_the_finished_pictures(dev, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "Traceback" not in err and "interrupted; finished pictures are kept" in err
+    assert "Traceback" not in err and "error: interrupted; finished pictures are kept" in err
+    left = shlex.split(err.rpartition("go on with `")[2].rpartition("`")[0])
+    seed, output = left.index("--seed") + 1, left.index("--output") + 1
+    assert left[seed : seed + 2] == [str(len(out.split()) + 1), str(len(out.split()) + 2)]
+    assert left[output] == "image_seed_{seed}.png"
     named = {"image_seed_0.png", *out.split()}
     assert {path.name for path in tmp_path.glob("*")} - {"work"} >= named
     assert not list(tmp_path.glob(".*"))
@@ -244,3 +249,21 @@ def test_a_file_is_replaced_only_on_request(cli, dev):
     done = cli(*dev, "--overwrite", "--metadata")
     assert done.out.split() == ["image.png", "image.json"] and Path("image.png").read_bytes()[1:4] == b"PNG"
     assert cli(*dev, "--overwrite", "--metadata").out.split() == ["image.png", "image.json"]
+
+
+def test_a_finished_picture_is_kept_where_its_own_name_cannot_be_written(cli, dev, monkeypatch):
+    """The folder becomes a file while the pictures are drawn."""
+    from mflux.engine.flux import Flux1
+
+    decode = Flux1._decode
+
+    def decode_and_block(self, plan, latents):
+        if not Path("out").exists():
+            Path("out").write_text("in the way")
+        return decode(self, plan, latents)
+
+    monkeypatch.setattr(Flux1, "_decode", decode_and_block)
+    done = cli(*dev, "--seed", "2", "--output", "out/{seed}.png")
+    assert (done.code, done.out) == (1, "mflux_seed_1.png\nmflux_seed_2.png\n")
+    assert "cannot be written" in done.words and "; the picture is kept as `mflux_seed_1.png`" in done.words
+    assert read_metadata("mflux_seed_2.png")["seed"] == 2

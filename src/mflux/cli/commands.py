@@ -241,7 +241,7 @@ COMMANDS = (
             Option(
                 "--outpaint-padding --image-outpaint-padding",
                 "Fill.outpaint",
-                "paint around the picture: top,right,bottom,left in px or %%, for example 0,25%%,0,25%%",
+                "paint around the picture: top,right,bottom,left in px or %, for example 0,25%,0,25%",
             ),
             Option(
                 "--edit-mode",

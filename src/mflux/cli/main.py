@@ -4,11 +4,10 @@ Paths of written files go to stdout, everything else to stderr.  Whatever can be
 mlx is imported, and whatever can be wrong with the files before a weight is read.
 """
 
-import difflib
 import logging
 import os
-import random
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mflux.cli.commands import BY_NAME, SHORT, given
-from mflux.cli.loras import choose_loras
 from mflux.cli.options import Command
-from mflux.cli.parse import parse, show
+from mflux.cli.parse import choose_loras, parse, show, spelled
 from mflux.cli.replay import conditions_of, replayed
+from mflux.cli.watch import Watch, Watching, drop_stdout
 from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
-from mflux.errors import MfluxError, UsageError
+from mflux.errors import MfluxError, StoppedError, UsageError
 from mflux.paths import check_output, check_output_size, expand
 from mflux.weights.catalog import BITS, check_name, require
 
@@ -31,6 +30,7 @@ MAX_SEEDS = 1_000_000
 MAX_PROMPT_BYTES = 1_000_000
 MAX_PROMPT_IN_NAME = 60  # letters
 PLACEHOLDERS = ("{seed}", "{index}", "{prompt}")
+PLACEHOLDERS_OF = re.compile(r"\{.*?\}|[{}]")
 log = logging.getLogger("mflux")
 
 
@@ -43,6 +43,7 @@ class Run:
     prompt: str | None = None
     prompt_file: str | None = None
     turns: str | None = None
+    jobs: str | None = None
     seed: Sequence[int] = ()
     auto_seeds: int | None = None
     output: str = "image.png"
@@ -72,7 +73,9 @@ def umbrella() -> int:
         print("usage: mflux COMMAND [flags]; `mflux COMMAND --help` lists its flags\n")
         print("\n".join(f"  {short:{width}}  {BY_NAME[name].summary}" for short, name in SHORT.items()))
         return 0
-    near = difflib.get_close_matches(word, SHORT, n=2)
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, SHORT, n=2)
     hint = f"did you mean {' or '.join(f'`mflux {each}`' for each in near)}?" if near else "`mflux --help` lists them"
     print(f"error: `{word}` is no command of mflux\n\nhint: {hint}", file=sys.stderr)
     return 2
@@ -87,6 +90,8 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
         if command.run:
             module, _, name = command.run.partition(":")
             getattr(import_module(module), name)(values)
+        elif "jobs" in values:
+            import_module("mflux.cli.jobs").run(command, values, draw)
         else:
             draw(command, values)
         sys.stdout.flush()
@@ -95,7 +100,7 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
         show(error, command)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted; finished pictures are kept", file=sys.stderr)
+        print("\nerror: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         drop_stdout()  # whoever read it has gone
@@ -111,10 +116,11 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def draw(command: Command, values: dict[str, Any]) -> None:
-    """Check the words, plan, then draw and save picture by picture."""
-    values = replayed(command, values)
-    run = Run(**pick(Run, values))
+def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
+    """Check the words, plan, then draw and save picture by picture.  models: opens one, in place of Flux1."""
+    told, values = values, replayed(command, values)
+    run, watching = Run(**pick(Run, values)), Watching(**pick(Watching, values))
+    watching.check()
     config, negative = check_config(values)
     if "quantize" in values:
         check_choice("quantize", values["quantize"], BITS)
@@ -132,7 +138,7 @@ def draw(command: Command, values: dict[str, Any]) -> None:
     from mflux.engine.flux import Flux1
 
     options = given(values, "quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
-    flux = Flux1(model, base_model=base_model, task=command.task, **loras, **options)
+    flux = (models or Flux1)(model, base_model=base_model, task=command.task, **loras, **options)
     rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions}
     plan = flux.plan(list(seeds), prompt, config, **rest)
     if run.batch_size is not None and (turns or run.prompt_file is not None):
@@ -142,21 +148,69 @@ def draw(command: Command, values: dict[str, Any]) -> None:
         check_output_size(path, plan.height, plan.width)
     for note in plan.notes:
         log.warning(note)
-    with Bar(len(targets), plan.steps) as bar:
-        if turns:
-            pictures = turn_by_turn(flux, plan, turns, bar.step, config, rest)
-        elif run.prompt_file is not None:
-            pictures = prompt_by_prompt(flux, plan, run, bar.step, config, rest)
-        else:
-            pictures = flux.draw(plan, on_step=bar.step, batch_size=run.batch_size)
-        for picture, target in zip(pictures, targets, strict=True):
-            written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
-            bar.say(str(written))
-            for name in run.side_files:
-                for side_file in picture.save_artifacts(name, written, run.overwrite):
-                    bar.say(str(side_file))
-            if run.metadata:
-                bar.say(str(picture.save_metadata(written.with_suffix(".json"), run.overwrite)))
+    done = 0
+    failed: list[MfluxError] = []
+    try:
+        with Watch(watching, flux, plan, len(targets) * plan.steps, run.overwrite) as watch:
+            if turns:
+                pictures = turn_by_turn(flux, plan, turns, watch.step, config, rest)
+            elif run.prompt_file is not None:
+                pictures = prompt_by_prompt(flux, plan, run, watch.step, config, rest)
+            else:
+                pictures = flux.draw(plan, on_step=watch.step, batch_size=run.batch_size)
+            for picture, target in zip(pictures, targets, strict=True):
+                written = [*save(picture, target, run, failed)]
+                done += 1
+                for path in written:
+                    watch.say(path)
+    except (KeyboardInterrupt, StoppedError) as stop:
+        left = seeds[done // max(1, len(turns)) :]
+        raise stopped(stop, command, told | ({"prompt": prompt} if run.prompt == "-" else {}), left, seeds) from None
+    if failed:
+        raise failed[0]
+
+
+def save(picture: Any, target: str, run: Run, failed: list[MfluxError]) -> Iterator[Path]:
+    """Write a picture and what belongs to it; the paths written.  failed: grows where it goes by another name."""
+    try:
+        written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
+    except MfluxError as error:
+        written = rescued(picture, error, not run.no_metadata)
+        failed.append(MfluxError(f"{error.problem}; the picture is kept as `{written}`", error.hint, error.field))
+    yield written
+    for name in run.side_files:
+        yield from picture.save_artifacts(name, written, run.overwrite)
+    if run.metadata:
+        yield picture.save_metadata(written.with_suffix(".json"), run.overwrite)
+
+
+def rescued(picture: Any, error: MfluxError, metadata: bool) -> Path:
+    """Write a finished picture where that is possible, under a plain name; raises the error where it is nowhere."""
+    from tempfile import gettempdir
+
+    name = f"mflux_seed_{picture.plan.request.seeds[0]}.png"
+    for folder in (Path(), Path.home(), Path(gettempdir())):
+        try:
+            return Path(picture.save(folder / name, embed_metadata=metadata))
+        except MfluxError:
+            continue
+    raise error
+
+
+def stopped(
+    stop: BaseException, command: Command, told: dict[str, Any], left: Sequence[int], seeds: Sequence[int]
+) -> StoppedError:
+    """The error of a run that ended early, with the command that draws what is left."""
+    told = {name: value for name, value in told.items() if name != "auto_seeds"} | {"seed": list(left)}
+    pattern = told.get("output", Run.output)
+    if len(seeds) > 1 and not {"{seed}", "{index}"} & set(PLACEHOLDERS_OF.findall(pattern)):
+        told["output"] = ending_in(pattern, "_seed_{seed}")
+    why = stop.problem if isinstance(stop, StoppedError) else "interrupted"
+    problem = f"{why}; finished pictures are kept, {len(left)} of {len(seeds)} seeds are left"
+    hint = f"go on with `{shlex.join([command.name, *spelled(command, told)])}`" if left else ""
+    error = StoppedError(problem, hint)
+    error.exit_code = StoppedError.exit_code if isinstance(stop, StoppedError) else 130
+    return error
 
 
 def turn_by_turn(
@@ -202,7 +256,9 @@ def choose_seeds(run: Run) -> tuple[int, ...]:
         if run.auto_seeds is not None:
             log.warning("--auto-seeds is not used: --seed says which seeds to draw")
         return tuple(check_seed(seed) for seed in run.seed)
-    return tuple(random.sample(range(AUTO_SEED_MAX), run.auto_seeds or 1))
+    from random import sample
+
+    return tuple(sample(range(AUTO_SEED_MAX), run.auto_seeds or 1))
 
 
 def choose_model(command: Command, run: Run, base_model: str | None) -> tuple[str, str | None]:
@@ -277,7 +333,7 @@ def prompt_text(raw: bytes, name: str, field: str) -> str:
 
 def output_names(pattern: str, seeds: Sequence[int], turns: int = 0, prompt: str = "") -> list[str]:
     """A file name for each seed, and for each of its turns.  Raises UsageError for an unknown placeholder."""
-    unknown = [each for each in re.findall(r"\{.*?\}|[{}]", pattern) if each not in PLACEHOLDERS]
+    unknown = [each for each in PLACEHOLDERS_OF.findall(pattern) if each not in PLACEHOLDERS]
     if unknown:
         known = ", ".join(f"`{each}`" for each in PLACEHOLDERS)
         raise UsageError(f"`{pattern}` has an unknown placeholder, `{unknown[0]}`", f"known: {known}", "output")
@@ -301,38 +357,6 @@ def ending_in(name: str, ending: str) -> str:
     return str(path.with_stem(path.stem + ending)) if path.stem else name
 
 
-class Bar:
-    """The progress bar on stderr: steps of all pictures, with the time that is left."""
-
-    def __init__(self, pictures: int, steps: int):
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=pictures * steps, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False)
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
-
-    def step(self, progress: Any) -> None:
-        """One step of a batch of seeds."""
-        self._bar.update(len(progress.seeds))
-
-    def say(self, line: str) -> None:
-        """A line on stdout that the bar does not run into."""
-        self._bar.clear()
-        try:
-            print(line, flush=True)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            drop_stdout()
-            raise MfluxError(
-                f"stdout takes no text ({error.strerror}); `{line}` is written", "redirect it elsewhere"
-            ) from None
-
-
 class Notes(logging.Handler):
     """Notes of the engine on stderr, each once."""
 
@@ -345,11 +369,6 @@ class Notes(logging.Handler):
         if text not in self._seen:
             self._seen.add(text)
             print(text if text.startswith("mflux:") else f"note: {text}", file=sys.stderr)
-
-
-def drop_stdout() -> None:
-    """Send what is still to come to nowhere, so that Python's own flush at the end does not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def open_streams() -> None:

@@ -84,6 +84,11 @@ def quantize(owner: str) -> Option:
 PROMPTS = (
     Option("--prompt", "Run.prompt", "what to draw; `-` reads all of stdin"),
     Option("--prompt-file", "Run.prompt_file", "a text file with the prompt, read again before each picture"),
+    Option(
+        "--jobs",
+        "Run.jobs",
+        "a file of requests, or `-` for stdin: a line is a prompt, or a JSON object of flags; the model stays loaded",
+    ),
     Option("--negative-prompt", "Request.negative_prompt", "what to stay away from (costs a second pass per step)"),
     Option("--true-cfg", "Config.true_cfg", "weight of the negative prompt, 1 to 20; 1 = off", {"type": real}),
 )
@@ -149,4 +154,19 @@ OUTPUTS = (
     Option("--metadata", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}),
     Option("--no-metadata", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
 )
-SHARED = (*PROMPTS, *MODELS, *ADAPTERS, *DRAWING, *OUTPUTS)
+WATCHING = (
+    Option("--progress", "Watching.progress", "on stderr: bar (default), json (an object a line) or none"),
+    Option("--preview", "Watching.preview", "a picture that is replaced after each step, by what it will about be"),
+    Option(
+        "--stepwise-image-output-dir",
+        "Watching.stepwise_image_output_dir",
+        "a folder for the picture of every step, and a strip of them for each seed",
+    ),
+    Option(
+        "--battery-percentage-stop-limit -B",
+        "Watching.battery_percentage_stop_limit",
+        "stop when the battery is down to this, 1 to 99 % (default 5)",
+        {"type": whole},
+    ),
+)
+SHARED = (*PROMPTS, *MODELS, *ADAPTERS, *DRAWING, *OUTPUTS, *WATCHING)

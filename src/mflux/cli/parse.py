@@ -1,13 +1,12 @@
-"""argv to values by field name.  Errors are our own kind, not argparse's."""
+"""argv to values by field name, and back.  Errors are our own kind, not argparse's."""
 
 import argparse
-import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from mflux.cli.options import Command, Option
-from mflux.errors import UsageError
+from mflux.cli.options import LORA_REPO, Command, Option, Values
+from mflux.errors import MfluxError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +62,9 @@ def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [flag for option in command.options if option.is_flag for flag in option.flags.split()]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.6)
+        from difflib import get_close_matches
+
+        close = get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.6)
         hint = " or ".join(f"`{each}`" for each in close)
         help_hint = f"`{command.name} --help` lists every flag"
         raise UsageError(
@@ -72,21 +73,66 @@ def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     return vars(known)
 
 
+def spelled(command: Command, values: Values) -> Iterator[str]:
+    """The flags that `parse` reads these values from."""
+    for option in command.options:
+        value, action = values.get(option.name), option.parse.get("action")
+        if value is None or (action == "append_const" and option.parse["const"] not in value):
+            continue
+        if not option.is_flag or action in ("store_true", "store_false", "append_const"):
+            yield option.flag if option.is_flag else str(value)
+            continue
+        for words in value if action == "append" else [value]:
+            if isinstance(words, list | tuple):
+                yield from (option.flag, *map(str, words))
+            else:  # a text that starts with a dash would be read as a flag
+                yield from (f"{option.flag}={words}",) if str(words).startswith("-") else (option.flag, str(words))
+
+
+def choose_loras(values: Values) -> dict[str, Any]:
+    """`lora_paths` and `lora_scales` from the three ways to name LoRAs.  Raises UsageError where they are mixed."""
+    paths, scales = list(values.get("lora_paths", ())), list(values.get("lora_scales", ()))
+    pairs, name, repo = values.get("adapters", ()), values.get("lora_name"), values.get("lora_repo_id")
+    if pairs and (paths or scales):
+        raise UsageError("`--lora` and `--lora-paths` are both given", "use `--lora PATH SCALE` for each of them")
+    for words in pairs:
+        if len(words) > 2:
+            problem = f"`--lora {' '.join(words)}` has {len(words)} words"
+            raise UsageError(problem, "give `--lora PATH SCALE` for each LoRA")
+        paths.append(words[0])
+        scales.append(lora_scale(words[1]) if len(words) == 2 else 1.0)
+    if name or repo:
+        paths.insert(0, f"{repo or LORA_REPO}" + (f":{name.removesuffix('.safetensors')}.safetensors" if name else ""))
+        scales = [1.0, *scales] if scales else []
+    return {"lora_paths": paths, "lora_scales": scales}
+
+
+def lora_scale(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"the scale {text!r} is not a number", "give `--lora PATH SCALE`", "adapters") from None
+
+
 def flag_of(command: Command, field: str) -> str | None:
     """The flag that fills a field."""
     return next((option.flag for option in command.options if option.name == field), None)
 
 
-def show(error: UsageError | Any, command: Command) -> None:
+def show(error: MfluxError, command: Command) -> None:
     """Print an error as people read it: what is wrong, a blank line, what to do."""
-    flag = flag_of(command, error.field) if error.field else None
-    subject = f"`{flag or error.field}`: " if error.field else ""
-    print(f"error: {visible(subject + error.problem)}", file=sys.stderr)
+    print(f"error: {visible(worded(error, command))}", file=sys.stderr)
     if error.hint:
         hint = visible(error.hint)
         for option in command.options:  # the library's hints name fields; here they are flags
             hint = hint.replace(f"`{option.name}`", f"`{option.flag}`")
         print(f"\nhint: {hint}", file=sys.stderr)
+
+
+def worded(error: MfluxError, command: Command) -> str:
+    """What is wrong, with the flag that it is about."""
+    subject = f"`{flag_of(command, error.field) or error.field}`: " if error.field else ""
+    return subject + error.problem
 
 
 def visible(text: str) -> str:

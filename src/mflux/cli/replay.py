@@ -35,12 +35,7 @@ def replayed(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
     if "config_from_metadata" not in values:
         return dict(values)
     path = expand(values["config_from_metadata"], "config_from_metadata")
-    told = read(path)
-    try:
-        request = told.get("request")
-        found = from_request(command, request, path) if isinstance(request, dict) else from_keys(command, told, path)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise damaged(path, f"its request cannot be read ({error})") from None
+    found = told_values(command, read(path), path)
     if {"prompt", "prompt_file", "turns"} & set(values):
         found.pop("prompt", None)
     if "auto_seeds" in values:
@@ -53,6 +48,15 @@ def replayed(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
         found.pop("lora_paths", None)
         found.pop("lora_scales", None)
     return {**found, **values}
+
+
+def told_values(command: Command, told: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Values by field name from a metadata object; path: where it comes from.  Raises UsageError."""
+    try:
+        request = told.get("request")
+        return from_request(command, request, path) if isinstance(request, dict) else from_keys(command, told, path)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise damaged(path, f"its request cannot be read ({error})") from None
 
 
 def conditions_of(command: Command, values: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -166,6 +170,10 @@ def option_of(command: Command, key: str) -> Option | None:
 
 def checked(option: Option, key: str, value: Any, path: Path) -> Any:
     """A value as its flag would have given it."""
+    if option.parse.get("action") in ("store_true", "store_false"):
+        if not isinstance(value, bool):
+            raise damaged(path, f"`{key}` is {json.dumps(value)[:60]}, which is neither true nor false")
+        return value if option.parse["action"] == "store_true" else not value
     convert = option.parse.get("type", str)
     listed = value if isinstance(value, list) else as_list(value) if "nargs" in option.parse else [value]
     kinds = (str,) if convert is str else (int, float)

@@ -2,8 +2,8 @@
 
 import sys
 
-from mflux.cli.loras import choose_loras
 from mflux.cli.options import Values
+from mflux.cli.parse import choose_loras
 from mflux.engine.request import check_choice
 from mflux.errors import UsageError
 from mflux.paths import expand

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mflux import runtime
 from mflux.engine.denoise import integrate
-from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, pack_latents, unpack_latents
+from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, fit_colours, pack_latents, unpack_latents
 from mflux.engine.latents import noise as start_noise_of
 from mflux.engine.network import GuidedVelocity, Network
 from mflux.engine.parts import LoadOptions, Parts
@@ -286,6 +286,22 @@ class Flux1:
             problem = "the model's numbers overflowed: its latents are not finite"
             raise ModelError(problem, "its weights are damaged, or `precision` is too small for them")
         return latents, hooks
+
+    def decoded(self, latents: mx.array, plan: Plan) -> Image.Image:
+        """The picture of one run's latents (1, S, 64), at any of its steps; the autoencoder works in tiles."""
+        return Image.fromarray(self._decode(replace(plan, tiled=True), latents)[0])
+
+    def colours(self) -> np.ndarray:
+        """A linear map (17, 3) from a latent cell's channels and 1 to its colour, for `preview`.  Loads the VAE."""
+        found = fit_colours(lambda pixels: self._encode(mx.array(pixels), "preview", False))
+        self.parts.release("vae")
+        return found
+
+    def preview(self, latents: mx.array, plan: Plan, colours: np.ndarray) -> list[Image.Image]:
+        """Small pictures of latents (B, S, 64), a pixel for each cell of 8 x 8 px.  No network runs."""
+        grids = np.array(unpack_latents(latents, plan.height, plan.width).astype(mx.float32))
+        pixels = np.einsum("bchw,cd->bdhw", grids, colours[:-1]) + colours[-1][:, None, None]
+        return [Image.fromarray(each) for each in from_pixels(pixels)]
 
     def _decode(self, plan: Plan, latents: mx.array) -> np.ndarray:
         """(1, S, 64) -> (1, H, W, 3) uint8.  One picture at a time: the autoencoder's memory grows with the batch."""

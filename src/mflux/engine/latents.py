@@ -17,6 +17,7 @@ PATCH = 2
 TOKEN_CHANNELS = LATENT_CHANNELS * PATCH * PATCH
 LATENT_PIXELS = 8
 TOKEN_PIXELS = LATENT_PIXELS * PATCH
+COLOUR_PATCHES = (2, 4, 8, 16)  # patches a side of the pictures that colours are fitted to
 OVERLAP = 0.25  # of a tile's side, at least
 TORCH_BLOCK = 16  # torch's CPU generator makes normal numbers in blocks of 16
 
@@ -89,6 +90,25 @@ def torch_normal(seed: int, count: int) -> np.ndarray:
         tail = generator.randint(0, 2**32, TORCH_BLOCK, np.uint32) & 0xFFFFFF
         normal[-TORCH_BLOCK:] = box_muller(tail.astype(np.float32) / np.float32(2**24))
     return normal
+
+
+def fit_colours(encode: Callable[[np.ndarray], mx.array]) -> np.ndarray:
+    """The linear map (17, 3) from a latent cell's channels and 1 to its mean colour, by least squares.
+
+    encode: pixels (1, 3, H, W), -1 to 1, to latents (1, 16, H/8, W/8).  Fitted to patches of random colours, so that
+    it holds for every autoencoder; the built-in model's previews are off by about 25 of 255.
+    """
+    random, cells, colours = np.random.default_rng(0), [], []
+    side = 2 * max(COLOUR_PATCHES)  # cells
+    for patches in COLOUR_PATCHES:
+        patch = random.uniform(-1, 1, (patches, patches, 3))
+        colour = np.repeat(np.repeat(patch, side // patches, 0), side // patches, 1)  # of each cell
+        pixels = np.repeat(np.repeat(colour, LATENT_PIXELS, 0), LATENT_PIXELS, 1).astype(np.float32)
+        latents = np.array(encode(pixels.transpose(2, 0, 1)[None]).astype(mx.float32))[0]
+        cells.append(latents.reshape(len(latents), -1).T)
+        colours.append(colour.reshape(-1, 3))
+    known = np.concatenate(cells)
+    return np.linalg.lstsq(np.c_[known, np.ones(len(known))], np.concatenate(colours), rcond=None)[0]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 Rows are keyed by (family, task), so that `--model tiny` can mean the row of the command's own task.
 """
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +154,9 @@ def require(name: str, field_name: str) -> Row:
 
 def nearest(name: str) -> str:
     """A hint with the names that look most like `name`."""
-    close = difflib.get_close_matches(name[:100].lower(), BY_NAME, n=3, cutoff=0.4)
+    from difflib import get_close_matches
+
+    close = get_close_matches(name[:100].lower(), BY_NAME, n=3, cutoff=0.4)
     names = ", ".join(f"`{each}`" for each in close or ("schnell", "dev", "tiny"))
     return f"did you mean {names}?  Or give a folder, or a hub id such as `black-forest-labs/FLUX.1-dev`"
 
