@@ -1,13 +1,10 @@
-"""`mflux-train`: flags to a spec, the trainer's updates to files."""
+"""`mflux-train`: flags to a spec, the trainer's updates to what a run leaves."""
 
 import json
 import logging
-import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +71,9 @@ def train(values: Values) -> None:
 
 
 def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: Path, values: Values) -> None:
-    """Train to the end, with a bar.  Of several processes the first one writes."""
-    from tqdm import tqdm
-
+    """Train to the end.  Of several processes the first one writes."""
     from mflux.engine.flux import Flux1
+    from mflux.training.outputs import check_disk, write_adapters
     from mflux.training.ranks import RankLostError, launched
     from mflux.training.trainer import Trainer
 
@@ -86,61 +82,50 @@ def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: P
         problem = f"{spec.training_loop.batch_size} examples cannot be shared by {ranks.count} processes"
         raise UsageError(problem, "give a multiple of their number", "batch_size")
     first = ranks.rank == 0
-    output = path.parent.parent if saved and path.parent.name == "_checkpoints" else new_folder(spec)
-    cache = expand(spec.examples.cache, "cache") if spec.examples.cache else output / "_cache"
+    folder = path.parent.parent if saved and path.parent.name == "_checkpoints" else new_folder(spec)
+    cache = expand(spec.examples.cache, "cache") if spec.examples.cache else folder / "_cache"
     flux = Flux1(spec.model, spec.quantize, force=True)
     trainer = Trainer(spec, config, flux, sources, held_out, cache if first else None, ranks)
     if saved:
         trainer.restore(saved, bool(values.get("allow_mismatch")))
     if first:
-        check_disk(trainer, output)
-        output.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(
-        total=trainer.total, initial=trainer.step, unit="update", file=sys.stderr, leave=False, disable=not first
-    )
-
-    def save() -> Path:
-        written = trainer.save(output)
-        bar.clear()
-        print(written, flush=True)
-        return written
-
+        check_disk(trainer, folder)
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        with Stop() as stop, bar:
-            for update in trainer.run():
-                bar.update()
-                bar.set_postfix(loss=f"{update.loss:.4f}")
-                stops = ranks.any(stop.asked)
-                if first:
-                    watch(trainer, update, output)
-                    if update.step % spec.save.checkpoint_frequency == 0 or update.step == update.total or stops:
-                        written = save()
-                if stops and update.step < update.total:
-                    if first:
-                        log.warning(f"interrupted; `mflux-train --train-checkpoint {written}` goes on")
-                    raise KeyboardInterrupt
+        follow(trainer, folder, first)
     except RankLostError as error:
         if not first:
             raise
-        raise RankLostError(error.problem, f"`mflux-train --train-checkpoint {save()}` goes on from here") from None
+        written = trainer.save(folder)
+        print(written)
+        raise RankLostError(error.problem, f"`mflux-train --train-checkpoint {written}` goes on from here") from None
     if first:
-        for target in export(output, trainer.exported()):
+        for target in write_adapters(folder, trainer.exported()):
             print(target)
 
 
-def check_disk(trainer: Any, output: Path) -> None:
-    """Raise UsageError where the checkpoints that will be kept do not fit on the disk."""
-    from mflux.engine.plan import gigabytes
+def follow(trainer: Any, folder: Path, writes: bool) -> None:
+    """The updates with a bar, what is written at each, and Ctrl-C."""
+    from tqdm import tqdm
 
-    save = trainer.spec.save
-    coming = (trainer.total - trainer.step) // save.checkpoint_frequency + 1
-    needed = trainer.checkpoint_bytes * min(coming, (save.keep_last or coming) + 1)
-    place = output
-    while not place.exists():
-        place = place.parent
-    if needed > (free := shutil.disk_usage(place).free):
-        problem = f"the checkpoints take {gigabytes(needed)}, and `{place}` has {gigabytes(free)} left"
-        raise UsageError(problem, "keep fewer: `--set save.keep_last=2`, or save less often", "output_path")
+    from mflux.training.outputs import watch
+
+    steps = {"total": trainer.total, "initial": trainer.step, "unit": "update"}
+    with Stop() as stop, tqdm(**steps, file=sys.stderr, leave=False, disable=not writes) as bar:
+        for update in trainer.run():
+            bar.update()
+            bar.set_postfix(loss=f"{update.loss:.4f}")
+            stops, last = trainer.ranks.any(stop.asked), update.step == update.total
+            if writes:
+                watch(trainer, update, folder)
+                if last or stops or update.step % trainer.spec.save.checkpoint_frequency == 0:
+                    written = trainer.save(folder)
+                    bar.clear()
+                    print(written, flush=True)
+            if stops and not last:
+                if writes:
+                    log.warning(f"interrupted; `mflux-train --train-checkpoint {written}` goes on")
+                raise KeyboardInterrupt
 
 
 class Stop:
@@ -163,62 +148,11 @@ class Stop:
         self.asked = True
 
 
-def watch(trainer: Any, update: Any, output: Path) -> None:
-    """The log of an update, and what is looked at every so often.  Draws nothing from the run's random numbers."""
-    from mflux.training.plots import draw_losses
-
-    watching = trainer.spec.instrumentation
-    line = {"step": update.step, "epoch": update.epoch, "loss": update.loss, "norm": update.norm, "rate": update.rate}
-    last = update.step == update.total
-    if watching:
-        plot = last or update.step % watching.plot_frequency == 0
-        often = (watching.validation and watching.validation.frequency) or watching.plot_frequency
-        if (update.step % often == 0 or last) and (held_out := trainer.validate()) is not None:
-            trainer.losses[-1]["validation"] = line["validation"] = held_out
-        if plot:
-            points = [(each["step"], each["loss"]) for each in trainer.losses]
-            measured = [(each["step"], each["validation"]) for each in trainer.losses if "validation" in each]
-            draw_losses(points, measured, output / "_validation" / "plots" / f"{update.step:07d}_loss.pdf")
-        prompts = watching.preview_prompts or ((watching.validation_prompt,) if watching.validation_prompt else ())
-        if prompts and (last or update.step % watching.generate_image_frequency == 0):
-            preview(trainer, prompts, output / "_validation" / "images" / f"{update.step:07d}_validation_image.png")
-    with (output / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def preview(trainer: Any, prompts: Any, path: Path) -> None:
-    """The model as it is now, one picture a prompt side by side; an edit shows that of the first example's picture."""
-    import numpy as np
-    from PIL import Image
-
-    from mflux.engine.request import Config
-
-    spec, first = trainer.spec, trainer.subjects[0]
-    height, width = first.source.size
-    trainer.flux.parts.put("transformer", trainer.transformer)  # a large model drops it after each picture
-    config = Config(num_inference_steps=spec.steps, height=height, width=width, guidance=spec.guidance)
-    draw = partial(trainer.flux.generate_image, spec.seed, config=config, conditions=first.plan.request.conditions)
-    pictures = [np.asarray(draw(prompt).image) for prompt in prompts]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(pictures, axis=1)).save(path)
-
-
-def export(output: Path, files: Any) -> Iterator[Path]:
-    """The adapter alone, for every `--lora` and for other programs.  files: the tensors of each layout."""
-    import mlx.core as mx
-
-    for layout, tensors in files.items():
-        target = output / ("adapter.safetensors" if layout == "diffusers" else f"adapter_{layout}.safetensors")
-        temporary = target.with_suffix(".partial.safetensors")
-        mx.save_safetensors(str(temporary), tensors)
-        temporary.replace(target)
-        yield target
-
-
 def export_checkpoint(values: Values) -> None:
     """The adapter of a checkpoint as files beside it, in the layouts of its config."""
     from mflux.training import checkpoint as checkpoints
     from mflux.training.export import in_layouts, of_checkpoint
+    from mflux.training.outputs import write_adapters
     from mflux.training.spec import read_tables, with_settings
 
     path = expand(values["export"], "export").absolute()
@@ -226,7 +160,7 @@ def export_checkpoint(values: Values) -> None:
     spec = read_tables(with_settings(saved.config, read_settings(values)), str(path))
     folder = path.parent / path.stem
     folder.mkdir(exist_ok=True)
-    for target in export(folder, in_layouts(spec, of_checkpoint(spec, saved.ema or saved.adapter))):
+    for target in write_adapters(folder, in_layouts(spec, of_checkpoint(spec, saved.ema or saved.adapter))):
         print(target)
 
 

@@ -94,8 +94,12 @@ def tree_sum(parts: Sequence[Part], value_of: Callable[[Part], Summed]) -> Summe
 
 
 def clipped(gradients: Factors, most: float | None) -> tuple[Factors, mx.array]:
-    """Gradients scaled down to a global norm of `most`, and the norm before.  Source: torch's clip_grad_norm_."""
-    norm = mx.sqrt(sum((mx.square(each).sum() for each in gradients.values()), mx.array(0.0)))
+    """Gradients scaled down to a global norm of `most`, and the norm before.  Source: torch's clip_grad_norm_.
+
+    Each is laid out by rows first: MLX adds in the order of memory, which differs for what other ranks have sent.
+    """
+    squares = (mx.square(each.reshape(-1)).sum() for each in gradients.values())
+    norm = mx.sqrt(sum(squares, mx.array(0.0)))
     if most is None:
         return gradients, norm
     factor = mx.minimum(1.0, most / (norm + 1e-6))

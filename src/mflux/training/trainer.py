@@ -34,24 +34,13 @@ from mflux.training.loss import (
     value_and_gradients,
 )
 from mflux.training.optimizer import Updates
+from mflux.training.outputs import Update
 from mflux.training.ranks import Ranks
 from mflux.training.spec import Spec, targets_of
 
 log = logging.getLogger("mflux")
 ALONE = Ranks()
 MAX_SKIPPED = 3  # updates in a row whose loss is not finite
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one update did.  loss: before it; norm: of the gradients before clipping."""
-
-    step: int
-    total: int
-    epoch: int
-    loss: float
-    norm: float
-    rate: float
 
 
 @dataclass(frozen=True)
@@ -205,12 +194,10 @@ class Trainer:
             self._networks[digest] = Network(self.transformer, plan.height, plan.width, example.inputs)
         return self._networks[digest]
 
-    def validate(self) -> float | None:
-        """The mean loss of the held-out examples at fixed noise levels with fixed noise; None without any."""
-        validation = self.spec.instrumentation and self.spec.instrumentation.validation
-        if not validation or not self.held_out:
-            return None
-        losses = []
+    def validate(self) -> float:
+        """The mean loss of the held-out examples at fixed noise levels with fixed noise."""
+        assert self.spec.instrumentation and self.spec.instrumentation.validation
+        validation, losses = self.spec.instrumentation.validation, []
         for index, example in enumerate(self.held_out):
             for turn in range(validation.noises):
                 noise = mx.random.normal(example.x0.shape, key=key_of(self.spec.seed, "validation", index, turn))
