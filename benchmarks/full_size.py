@@ -32,6 +32,7 @@ from mflux.weights.resolve import NETWORKS
 from mflux.weights.save import CLASSES, STEMS, write_json
 
 LIMITS = {3: 7.5, 4: 9.6, 6: 13.8, 8: 18.0}  # GB on disk
+OPTIONS = {"transformer": {"guidance_embeds": True}}
 SHARD = 1 << 30
 BLOCK = 1 << 24
 SIZES = {"vae": {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}}
@@ -85,7 +86,7 @@ def write_checkpoint(folder: Path) -> None:
     for part in NETWORKS:
         if (folder / part / "config.json").is_file():
             continue
-        config = KINDS[part].config()
+        config = KINDS[part].config(**OPTIONS.get(part, {}))
         shards, weights = list(grouped(expected_shapes(KINDS[part].build(config)))), {}
         (folder / part).mkdir(parents=True, exist_ok=True)
         stem = STEMS.get(part, "model")

@@ -20,6 +20,12 @@ def oracle_model() -> Callable[[str], Path]:
     return lambda name: ORACLE / "models" / name
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test keeps, no other finds."""
+    monkeypatch.setenv("MFLUX_CACHE_DIR", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def random_flux(oracle_model: Callable[[str], Path]) -> Callable[[str], Flux1]:
     """A tiny random Flux1, opened once a session: dev, schnell, fill, kontext; redux is dev with Redux' parts, ic-edit

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
 from mflux.cli.main import Run
-from mflux.cli.options import real, whole
+from mflux.cli.options import place, real, whole
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
 from mflux.cli.parse import parse, spelled
@@ -73,6 +73,21 @@ def test_no_flag_is_there_twice(command):
             "--image-path --mask-path --masked-image-path --reference-image --strength --padding-mask-crop --mask-grow "
             "--feather --composite --fit",
         ),
+        (
+            "mflux-generate-fluxspace",
+            "--edit-prompt --lambda-fine --lambda-coarse --mask-threshold --edit-start --edit-stop --save-edit-masks "
+            "--sweep",
+        ),
+        (
+            "mflux-generate-rf-inversion",
+            "--image-path --gamma --eta --eta-start --eta-stop --eta-schedule --start --sde",
+        ),
+        ("mflux-generate-fluxspace", "--image-path --gamma --eta"),
+        (
+            "mflux-concept",
+            "--concepts --background-concepts --concept --heatmap-layer-indices --heatmap-timesteps --space",
+        ),
+        ("mflux-concept-from-image", "--concepts --concept --heatmap-layer-indices --space --input-image-path"),
         ("mflux-generate-redux", "--redux-image-paths --redux-image-strengths --redux-combine"),
         ("mflux-generate-in-context", "--image-path --reference-image --lora-style --layout --save-full-image"),
         ("mflux-generate-in-context-catvton", "--person-image --person-mask --garment-image --save-full-image"),
@@ -103,7 +118,7 @@ def test_values_can_be_spelled_as_flags_again(command):
     """Every flag of the command at once, with values that are easily misread."""
     values = {}
     for option in command.options:
-        words = {whole: 3, real: -0.5}.get(option.parse.get("type"), "-a b")
+        words = {whole: 3, real: -0.5, place: -0.5}.get(option.parse.get("type"), "-a b")
         if not option.is_flag:
             words = option.parse.get("choices", ("file",))[0]
         elif str(option.parse.get("nargs")) in "+*":

@@ -96,6 +96,104 @@ def test_masked_edit_keeps_the_picture_and_tells_its_files(on, files):
     assert told["request"]["conditions"][0]["feather"] == 2
 
 
+def test_fluxspace_writes_a_picture_its_masks_and_a_strip(on):
+    flags = ("mflux-generate-fluxspace", "dev", "--prompt", "a star", *SMALL, "--edit-prompt", "red", "3", "0.5")
+    outcome = on(*flags, "blue", "--edit-prompt", "dot", "--edit-start", "0", "--save-edit-masks")
+    assert outcome.out.split() == ["image.png", "image_mask_01.png", "image_mask_02.png"]
+    told = read_metadata("image.png")["request"]["conditions"][0]
+    assert told["edits"] == [["red", 3.0, 0.5, "blue"], ["dot", None, None, ""]] and told["start"] == 0
+    strip = on(*flags, "--edit-start", "0", "--sweep", "lambda-fine=0,4", "--output", "strip.png")
+    assert strip.out == "strip.png\n" and pixels("strip.png").shape[1] == 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ((), "`--edit-prompt` is missing"),
+        (("--edit-prompt", "1", "2"), "`--edit-prompt`: `1 2` is no edit"),
+        (("--edit-prompt", "red", "--sweep", "colour=1,2"), "`--sweep`: `colour=1,2` is no sweep"),
+        (("--edit-prompt", "red", "--sweep", "lambda-fine=a"), "`--sweep`: `lambda-fine=a` is no sweep"),
+        (("--edit-prompt", "red", "--edit-start", "x"), "`--edit-start`: 'x' is not a whole number"),
+    ],
+)
+def test_fluxspace_flags_that_cannot_be_meant_are_refused(refused, flags, error):
+    assert refused(*WORDS, *flags, command="mflux-generate-fluxspace")[0] == error
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--edit-prompt", ""), "`--edit-prompt`: '' is no text to edit with"),
+        (("--edit-prompt", "red", "--lambda-coarse", "2"), "`--lambda-coarse`: 2.0 is out of range"),
+        (("--edit-prompt", "red", "--mask-threshold", "2"), "`--mask-threshold`: 2.0 is out of range"),
+        (
+            ("--edit-prompt", "red", "--edit-start", "3", "--edit-stop", "3"),
+            "`--edit-stop`: steps 3 to below 3 are none",
+        ),
+        (("--edit-prompt", "red", "--sweep", "seed=1"), "`seed` is nothing that an edit has"),
+    ],
+)
+def test_fluxspace_refuses_before_it_reads_weights(refused, blind, flags, error):
+    assert error in refused(*blind("dev"), *SMALL, *flags, command="mflux-generate-fluxspace")[0]
+
+
+def test_rf_inversion_draws_and_names_its_picture(on, files):
+    outcome = on("mflux-generate-rf-inversion", "dev", "--prompt", "a star", "--image-path", files[0], "--eta", "0.5")
+    assert outcome.out == "image.png\n"
+    height, width = pixels(files[0]).shape[:2]
+    assert pixels("image.png").shape == (height // 16 * 16, width // 16 * 16, 3)
+    assert read_metadata("image.png")["image_path"] == str(files[0])
+
+
+def test_fluxspace_edits_a_picture_of_one_s_own(on, files):
+    flags = ("--prompt", "", "--edit-prompt", "red", "--image-path", files[0], "--gamma", "0.3", "--edit-start", "0")
+    assert on("mflux-generate-fluxspace", "dev", *flags).out == "image.png\n"
+    kinds = [each["condition"] for each in read_metadata("image.png")["request"]["conditions"]]
+    assert kinds == ["FluxSpace", "RFInversion"]
+
+
+def test_concepts_are_written_beside_the_picture(on):
+    flags = ("mflux-concept", "dev", "--prompt", "a star", *SMALL)
+    one = on(*flags, "--concept", "star", "--heatmap-layer-indices", "0", "--heatmap-timesteps", "0").out.split()
+    assert one == ["image.png", "image_heatmap.png", "image_overlay.png", "image_segmentation.png", "image_maps.npz"]
+    kept = np.load("image_maps.npz")
+    assert kept["maps"].shape == (1, 2, 2) and kept["names"].tolist() == ["star", "background"]
+    two = on(*flags, "--concepts", "star", "red", "--output", "two.png").out.split()
+    assert {"two_heatmap_01.png", "two_heatmap_02.png", "two_overlay_02.png"} < set(two)
+
+
+def test_concepts_of_a_picture_need_no_prompt(on, files):
+    outcome = on("mflux-concept-from-image", "dev", "--input-image-path", files[0], "--concepts", "star", "red")
+    assert outcome.out.split()[0] == "image.png" and len(outcome.files) == 7
+    assert read_metadata("image.png")["image_path"] == str(files[0])
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "error"),
+    [
+        ("mflux-generate-rf-inversion", (), "`--image-path` is missing"),
+        ("mflux-generate-fluxspace", ("--edit-prompt", "red", "--eta", "1"), "`--image-path` is missing"),
+        ("mflux-concept", (), "`--concepts` is missing"),
+        ("mflux-concept", ("--concept", "a", "--concepts", "b"), "`--concepts` is given twice"),
+        ("mflux-concept-from-image", ("--concepts", "a"), "`--input-image-path` is missing"),
+    ],
+)
+def test_inversions_and_concepts_need_their_words(refused, command, flags, error):
+    assert refused(*WORDS, *flags, command=command)[0] == error
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--heatmap-layer-indices", "15"), "`--heatmap-layer-indices`: 15 is out of range"),
+        (("--heatmap-timesteps", "1"), "`--heatmap-timesteps`: 1 is out of range"),
+        (("--space", "value"), "`--space`: 'value' is unknown"),
+    ],
+)
+def test_maps_that_are_not_there_are_refused_before_weights_are_read(refused, blind, flags, error):
+    assert refused(*blind("dev"), *SMALL, "--concepts", "star", *flags, command="mflux-concept")[0] == error
+
+
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
 
 

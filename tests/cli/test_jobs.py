@@ -108,3 +108,18 @@ def test_models_stay_open_while_they_fit(oracle_model, monkeypatch):
     assert models(fill) is not first and models(dev) is first and models(dev, quantize=8) is not first
     monkeypatch.setattr(jobs, "room", lambda: 0)
     assert models(fill) is not first and models(dev) is not first
+
+
+def test_a_flag_that_may_be_repeated_takes_one_value_or_several(cli, oracle_model, files, tmp_path):
+    told = [{"prompt": "x", "edit_prompt": "red", "output": "a.png"}, {"prompt": "x", "edit_prompt": ["red", "2"]}]
+    Path("jobs").write_text("\n".join(map(json.dumps, told)))
+    small = ("--steps", "1", "--height", "16", "--width", "16", "--max-sequence-length", "8", "--jobs", "jobs")
+    done = cli("--model", oracle_model("dev"), *small, command="mflux-generate-fluxspace")
+    assert done.out.split() == ["a.png", "image.png"], done.err
+    edits = [read_metadata(name)["request"]["conditions"][0]["edits"] for name in ("a.png", "image.png")]
+    assert edits == [[["red", None, None, ""]], [["red", 2.0, None, ""]]]
+    line = {"prompt": "x", "controlnet_image_path": str(files[0]), "output": "c.png"}
+    Path("jobs").write_text(json.dumps(line))
+    net = ("--controlnet-model", oracle_model("controlnet"))
+    done = cli("--model", oracle_model("dev"), *net, *small, command="mflux-generate-controlnet")
+    assert done.out == "c.png\n", done.err

@@ -55,6 +55,20 @@ def runs(oracle_model, files, tmp_path):
         "mflux-generate-in-context-catvton": [
             ("fill", "--person-image", picture, "--person-mask", mask, "--garment-image", picture)
         ],
+        "mflux-generate-fluxspace": [
+            ("dev", *prompt, "--edit-prompt", "red", "3", "--edit-prompt", "dot", "8", "0.5", "x", "--edit-stop", "2"),
+            ("dev", *prompt, "--edit-prompt", "red", "--edit-start", "0", "--sweep", "lambda-fine=0,8"),
+            ("dev", *prompt, "--edit-prompt", "red", "--edit-start", "1", "--image-path", picture, "--gamma", "0.3"),
+        ],
+        "mflux-generate-rf-inversion": [
+            ("dev", *prompt, "--image-path", picture, "--eta-stop", "1", "--start", "1"),
+            ("dev", *prompt, "--image-path", picture, "--sde", "--eta-stop", "0.5", "--eta", "0.4"),
+        ],
+        "mflux-concept": [
+            ("dev", *prompt, "--concepts", "star", "red"),
+            ("dev", *prompt, "--concept", "star", "--image-path", picture, "--heatmap-timesteps", "1"),
+        ],
+        "mflux-concept-from-image": [("dev", "--concepts", "star", "--input-image-path", picture)],
         "mflux-generate-in-context-edit": [
             ("fill", "--edit-lora", "", "--reference-image", wide, "--instruction", "make it red")
         ],
@@ -75,7 +89,7 @@ def test_a_picture_draws_itself_again(cli, runs, oracle_model, command):
         for source in (name, f"{index}.json"):
             again = cli("-C", source, "--output", f"again{index}.png", command=command)
             assert again.code == 0, again.err
-            written = again.out.strip()
+            written = again.out.split()[0]
             assert np.array_equal(pixels(name), pixels(written)), (flags, source)
             assert read_metadata(written)["request"] == read_metadata(name)["request"]
 
@@ -89,6 +103,26 @@ def test_flags_change_what_is_drawn_again(cli, runs, oracle_model, files):
     assert (other["seeds"], other["config"]["num_inference_steps"]) == ([8], 3)
     assert other["conditions"][0]["image_strength"] == 0.25 and other["conditions"][0]["image"]["path"] == str(files[0])
     assert other["prompt"] == told["prompt"] and other["config"]["height"] == 32
+
+
+def test_a_flag_changes_an_edit_that_is_drawn_again(cli, runs, oracle_model):
+    model, *flags = runs["mflux-generate-fluxspace"][0]
+    cli("--model", oracle_model(model), *SMALL, *flags, command="mflux-generate-fluxspace")
+    again = ("-C", "image.png", "--lambda-fine", "7", "--output", "other.png")
+    done = cli(*again, command="mflux-generate-fluxspace")
+    assert done.code == 0, done.err
+    first, other = (read_metadata(name)["request"]["conditions"][0] for name in ("image.png", "other.png"))
+    assert other == first | {"lambda_fine": 7.0}
+    done = cli(*again, "--edit-prompt", "blue", command="mflux-generate-fluxspace")
+    edits = read_metadata(done.out.strip())["request"]["conditions"][0]["edits"]
+    assert edits == [["blue", None, None, ""]]
+
+
+def test_a_flag_that_the_picture_was_drawn_without_counts_too(cli, runs, oracle_model, files):
+    cli("--model", oracle_model("dev"), *SMALL, *runs["mflux-generate"][0][1:], "--output", "first.png")
+    done = cli("-C", "first.png", "--image-path", files[0], "--output", "other.png")
+    assert done.code == 0, done.err
+    assert read_metadata("other.png")["request"]["conditions"][0]["condition"] == "ImageToImage"
 
 
 def test_loras_are_taken_up_or_replaced_never_added(cli, oracle_model, tmp_path):

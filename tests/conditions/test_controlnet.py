@@ -173,7 +173,8 @@ def test_guidance_zero_reaches_the_controlnet_as_zero(random_flux, net):
         plan = random_flux("dev").plan(1, "x", config, conditions=[ControlNet(picture(), net)])
         (prepared,) = random_flux("dev")._prepare(plan)[1]
         branch = Branch(mx.zeros((1, 16, 48)), mx.zeros((1, 32)), plan.guidance)
-        (steering,) = prepared.bind(Run(plan, mx.zeros((1, 12, 64)), (branch,), Inputs(), latents_of=None)).residuals
+        run = Run(plan, mx.zeros((1, 12, 64)), (branch,), Inputs(), None, (1,), None, None)
+        (steering,) = prepared.bind(run).residuals
         seen.append(steering.branch.guidance)
     assert seen == [0.0, 3.5]
 

@@ -178,7 +178,8 @@ def test_a_turn_s_result_takes_the_first_picture_s_place(flux):
     )
     plan = flux.plan(3, "x", CONFIG, conditions=[condition])
     (prepared,) = flux._prepare(plan)[1]
-    ((result, ids),) = prepared.bind(Run(plan, mx.zeros((1, 12, 64)), (), prepared.inputs, latents_of=None)).tokens
+    run = Run(plan, mx.zeros((1, 12, 64)), (), prepared.inputs, None, (3,), None, None)
+    ((result, ids),) = prepared.bind(run).tokens
     assert result.shape == (1, 12, 64) and np.array_equal(ids, grid_ids(48, 64, 1))
     ((_, others),) = prepared.inputs.tokens
     assert np.array_equal(others, grid_ids(32, 80, 2))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mflux import Config, UsageError
-from mflux.conditions import ControlNet, Upscale
+from mflux.conditions import Concepts, ControlNet, FluxSpace, RFInversion, Upscale
 from mflux.engine.schedule import read_schedule
 
 STEPS = {"num_inference_steps": 2, "max_sequence_length": 16}
@@ -69,6 +69,15 @@ def test_a_large_target_is_planned_in_tiles_of_the_model_s_own_size(random_flux,
     schedule = read_schedule(random_flux("dev").parts.source.folders["scheduler"])
     assert large.sigmas == schedule.sigmas(2, 4096)  # noise levels of what the network sees at once
     assert large.memory_bytes < plan(1024, 1024).memory_bytes * 4
+
+
+@pytest.mark.parametrize("condition", [FluxSpace("red"), Concepts(["red", "star"]), RFInversion(picture())])
+def test_what_has_to_see_the_whole_picture_is_refused_with_tiles(random_flux, net, condition):
+    flux = random_flux("dev")
+    for pair in ([Upscale(picture(), model=net), condition], [condition, Upscale(picture(), model=net)]):
+        assert flux.plan(1, "", Config(height=64, width=64), conditions=pair).tile is None
+        with pytest.raises(UsageError, match="needs the whole picture at once, but one of this size is drawn in tiles"):
+            flux.plan(1, "", Config(height=2048, width=2048), conditions=pair)
 
 
 def test_tiles_see_their_part_of_the_picture_and_every_token_is_drawn(random_flux, net):

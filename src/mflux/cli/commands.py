@@ -1,10 +1,11 @@
 """The commands, as one table."""
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from mflux.cli.options import LORAS, SHARED, Command, Option, Values, quantize, real, whole
+from mflux.cli.options import LORAS, SHARED, Command, Option, Values, place, quantize, real, whole
 from mflux.errors import UsageError
 
 
@@ -41,6 +42,8 @@ def start_conditions(values: Values) -> tuple[Any, ...]:
 
 
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
+FLUXSPACE = ("lambda_fine", "lambda_coarse", "mask_threshold", "start", "stop", "keep_norm", "mask", "mask_words")
+RF_INVERSION = ("image", "gamma", "eta", "eta_start", "eta_stop", "eta_schedule", "eta_power")
 MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
 
 
@@ -111,6 +114,115 @@ def in_context_edit_conditions(values: Values) -> tuple[Any, ...]:
     from mflux import conditions
 
     return (conditions.InContextEdit(**given(values, "image", "instruction", "lora")),)
+
+
+def rf_inversion_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture to edit", image="--image-path")
+    from mflux import conditions
+
+    return (conditions.RFInversion(**given(values, *RF_INVERSION, "start", "sde")),)
+
+
+def concept_conditions(values: Values) -> tuple[Any, ...]:
+    return (*start_conditions(values), concepts_of(values))
+
+
+def concept_from_image_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "give the picture to look into", image="--input-image-path")
+    return (concepts_of(values, "image", "noise_level", "samples"),)
+
+
+def concepts_of(values: Values, *fields: str) -> Any:
+    needed(values, "say what to look for: `--concepts circle star`", names="--concepts")
+    from mflux import conditions
+
+    settings = {"background": ["background"]} | given(values, "background", "layers", "steps", "space", *fields)
+    return conditions.Concepts(values["names"], **settings)
+
+
+def fluxspace_conditions(values: Values) -> tuple[Any, ...]:
+    needed(values, "say what to bring in, best in one word: `--edit-prompt striped`", edits="--edit-prompt")
+    from mflux import conditions
+
+    edits = [edit_of(words) if all(isinstance(word, str) for word in words) else words for words in values["edits"]]
+    inversion = given(values, *RF_INVERSION)
+    if inversion:
+        needed(values, "give the picture to edit, or leave out what belongs to its inversion", image="--image-path")
+    edit = conditions.FluxSpace(edits, **given(values, *FLUXSPACE))
+    return (edit, conditions.RFInversion(**inversion)) if inversion else (edit,)
+
+
+def edit_of(words: Sequence[str]) -> tuple[Any, ...]:
+    """A text, one or two numbers and another text, as the fields of an Edit."""
+    numbers = [number for number in map(as_number, words) if number is not None]
+    texts = [word for word in words if as_number(word) is None]
+    if len(texts) not in (1, 2) or len(numbers) > 2:
+        hint = "give a text, and perhaps its fine and coarse scale and a text to take away: `glasses 5 0.5 older`"
+        raise UsageError(f"`{' '.join(words)[:60]}` is no edit", hint, "edits")
+    return (texts[0], *numbers, *[None] * (2 - len(numbers)), *texts[1:])
+
+
+def as_number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+START = (
+    Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
+    Option(
+        "--image-strength",
+        "ImageToImage.image_strength Inpaint.image_strength",
+        "0 to below 1; higher stays closer to the picture (default 0.4; with a mask: 0)",
+        {"type": real},
+    ),
+    Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
+)
+INVERSION = (
+    Option("--image-path", "RFInversion.image", "the picture to edit"),
+    Option(
+        "--gamma",
+        "RFInversion.gamma",
+        "how far the inversion is pulled to the seed's noise, 0 to 1 (default 0.5); more is easier to edit",
+        {"type": real},
+    ),
+    Option(
+        "--eta",
+        "RFInversion.eta",
+        "how far the drawing is pulled to the picture, 0 to 1 (default 0.9)",
+        {"type": real},
+    ),
+    Option("--eta-start", "RFInversion.eta_start", "first step that pulls, or a share of the steps", {"type": place}),
+    Option(
+        "--eta-stop", "RFInversion.eta_stop", "the step that pulls no more, or a share (default 0.214)", {"type": place}
+    ),
+    Option("--eta-schedule", "RFInversion.eta_schedule", "constant (default), decay, rise or fall"),
+    Option("--eta-power", "RFInversion.eta_power", "of decay: 0 (constant) to 10 (default 1)", {"type": real}),
+)
+CONCEPTS = (
+    Option("--concepts --concept", "Concepts.names", "what to look for", {"nargs": "+"}),
+    Option(
+        "--background-concepts",
+        "Concepts.background",
+        "what else there is to compare with (default: background)",
+        {"nargs": "*"},
+    ),
+    Option(
+        "--heatmap-layer-indices",
+        "Concepts.layers",
+        "joint blocks to read (default: the last fifth)",
+        {"type": whole, "nargs": "+"},
+    ),
+    Option(
+        "--heatmap-timesteps",
+        "Concepts.steps",
+        "steps to read (default: all; of a picture that exists: one noise level)",
+        {"type": whole, "nargs": "+"},
+    ),
+    Option("--space", "Concepts.space", "compare attention outputs (output, default) or queries with keys (cross)"),
+)
+MAPS = ("heatmap", "overlay", "segmentation", "maps")
 
 
 def needed(values: Values, hint: str, **flags: str) -> None:
@@ -204,14 +316,7 @@ COMMANDS = (
         "base",
         (
             *SHARED,
-            Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
-            Option(
-                "--image-strength",
-                "ImageToImage.image_strength Inpaint.image_strength",
-                "0 to below 1; higher stays closer to the picture (default 0.4; with a mask: 0)",
-                {"type": real},
-            ),
-            Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
+            *START,
             Option("--ip-adapter", "IPAdapter.file", "an IP-Adapter's safetensors file, or hub id", qualified=True),
             Option("--ip-adapter-image", "IPAdapter.image", "the picture that it looks at", qualified=True),
             Option("--ip-adapter-scale", "IPAdapter.scale", "0 to 2 (default 1)", {"type": real}, qualified=True),
@@ -531,6 +636,105 @@ COMMANDS = (
         in_context_edit_conditions,
         default_model="ic-edit",
         needs_prompt=False,
+    ),
+    Command(
+        "mflux-generate-fluxspace",
+        "Edit while drawing: bring an attribute into the picture of a seed, and keep the rest.",
+        "base",
+        (
+            *SHARED,
+            *INVERSION,
+            Option(
+                "--edit-prompt",
+                "FluxSpace.edits",
+                "what to bring in, best in one word; behind it perhaps its own fine and coarse scale, and a text whose "
+                "part is taken away; may be given several times",
+                {"nargs": "+", "action": "append"},
+            ),
+            Option(
+                "--lambda-fine", "FluxSpace.lambda_fine", "strength of the edit, 2 to 10 (default 5)", {"type": real}
+            ),
+            Option(
+                "--lambda-coarse",
+                "FluxSpace.lambda_coarse",
+                "strength of the change to the whole look, -1 to 1 (default 0)",
+                {"type": real},
+            ),
+            Option(
+                "--mask-threshold",
+                "FluxSpace.mask_threshold",
+                "edit only where the picture looks at the word this much, 0 (everywhere) to 1 (default 0.5)",
+                {"type": real},
+            ),
+            Option("--mask", "FluxSpace.mask", "hard (default) or soft"),
+            Option("--mask-words", "FluxSpace.mask_words", "look at the first token (default) or at all its words"),
+            Option(
+                "--edit-start", "FluxSpace.start", "first step that edits, or a share of the steps", {"type": place}
+            ),
+            Option("--edit-stop", "FluxSpace.stop", "the step that edits no more, or a share", {"type": place}),
+            Option(
+                "--no-keep-norm",
+                "FluxSpace.keep_norm",
+                "let edited attention grow longer (then 0 to 1.4 is enough)",
+                {"action": "store_false"},
+            ),
+            side_file("--save-edit-masks", "mask", "where each edit worked, numbered,"),
+            Option("--sweep", "Run.sweep", "draw with several values side by side, for example lambda-fine=0,2,4,6,8"),
+        ),
+        fluxspace_conditions,
+        default_model="dev",
+    ),
+    Command(
+        "mflux-generate-rf-inversion",
+        "Edit a picture: invert it to noise, and draw that again with another prompt, held near the picture.",
+        "base",
+        (
+            *SHARED,
+            *INVERSION,
+            Option("--start", "RFInversion.start", "leave out this many of the noisiest steps", {"type": whole}),
+            Option("--sde", "RFInversion.sde", "the stochastic form", {"action": "store_true"}),
+        ),
+        rf_inversion_conditions,
+        default_model="dev",
+    ),
+    Command(
+        "mflux-concept",
+        "Draw a picture, and maps of where each concept is in it.",
+        "base",
+        (
+            *SHARED,
+            *START,
+            *CONCEPTS,
+        ),
+        concept_conditions,
+        default_model="dev",
+        side_files=MAPS,
+    ),
+    Command(
+        "mflux-concept-from-image",
+        "Maps of where each concept is in a picture that exists.",
+        "base",
+        (
+            *SHARED,
+            *CONCEPTS,
+            Option("--input-image-path", "Concepts.image", "the picture"),
+            Option(
+                "--noise-level",
+                "Concepts.noise_level",
+                "noise to look through, above 0 to 1 (default 0.5)",
+                {"type": real},
+            ),
+            Option(
+                "--samples",
+                "Concepts.samples",
+                "how many times to look, with other noise, 1 to 8 (default 1)",
+                {"type": whole},
+            ),
+        ),
+        concept_from_image_conditions,
+        default_model="dev",
+        needs_prompt=False,
+        side_files=MAPS,
     ),
     Command(
         "mflux-save",

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -17,7 +18,7 @@ from typing import Any
 
 from mflux.cli.commands import BY_NAME, SHORT, given
 from mflux.cli.options import Command
-from mflux.cli.parse import choose_loras, parse, show, spelled
+from mflux.cli.parse import choose_loras, parse, show, spelled, visible
 from mflux.cli.replay import conditions_of, replayed
 from mflux.cli.watch import Watch, Watching, drop_stdout
 from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
@@ -56,6 +57,7 @@ class Run:
     lora_name: str | None = None
     lora_repo_id: str | None = None
     side_files: Sequence[str] = ()  # artifacts that are written too
+    sweep: str | None = None
 
 
 def named() -> int:
@@ -129,6 +131,7 @@ def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
     seeds = choose_seeds(run)
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
+    sweep = read_sweep(run, command)
     targets = output_names(run.output, seeds, len(turns), prompt)
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     conditions = conditions_of(command, values)
@@ -151,15 +154,18 @@ def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
     done = 0
     failed: list[MfluxError] = []
     try:
-        with Watch(watching, flux, plan, len(targets) * plan.steps, run.overwrite) as watch:
-            if turns:
+        pictures_in_all = len(targets) * len(sweep[1] or [0])
+        with Watch(watching, flux, plan, pictures_in_all * plan.total, run.overwrite) as watch:
+            if sweep[0]:
+                pictures = conditions[0].draw_sweep(flux, plan, *sweep, on_step=watch.step)
+            elif turns:
                 pictures = turn_by_turn(flux, plan, turns, watch.step, config, rest)
             elif run.prompt_file is not None:
                 pictures = prompt_by_prompt(flux, plan, run, watch.step, config, rest)
             else:
                 pictures = flux.draw(plan, on_step=watch.step, batch_size=run.batch_size)
             for picture, target in zip(pictures, targets, strict=True):
-                written = [*save(picture, target, run, failed)]
+                written = [*save(picture, target, run, command.side_files, failed)]
                 done += 1
                 for path in written:
                     watch.say(path)
@@ -170,7 +176,7 @@ def draw(command: Command, values: dict[str, Any], models: Any = None) -> None:
         raise failed[0]
 
 
-def save(picture: Any, target: str, run: Run, failed: list[MfluxError]) -> Iterator[Path]:
+def save(picture: Any, target: str, run: Run, side_files: Sequence[str], failed: list[MfluxError]) -> Iterator[Path]:
     """Write a picture and what belongs to it; the paths written.  failed: grows where it goes by another name."""
     try:
         written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
@@ -178,7 +184,7 @@ def save(picture: Any, target: str, run: Run, failed: list[MfluxError]) -> Itera
         written = rescued(picture, error, not run.no_metadata)
         failed.append(MfluxError(f"{error.problem}; the picture is kept as `{written}`", error.hint, error.field))
     yield written
-    for name in run.side_files:
+    for name in (*side_files, *run.side_files):
         yield from picture.save_artifacts(name, written, run.overwrite)
     if run.metadata:
         yield picture.save_metadata(written.with_suffix(".json"), run.overwrite)
@@ -189,10 +195,10 @@ def rescued(picture: Any, error: MfluxError, metadata: bool) -> Path:
     from tempfile import gettempdir
 
     name = f"mflux_seed_{picture.plan.request.seeds[0]}.png"
-    for folder in (Path(), Path.home(), Path(gettempdir())):
+    for folder in (Path, Path.home, gettempdir):
         try:
-            return Path(picture.save(folder / name, embed_metadata=metadata))
-        except MfluxError:
+            return Path(picture.save(Path(folder()) / name, embed_metadata=metadata))
+        except (MfluxError, OSError, RuntimeError):  # no home, or no room for temporary files either
             continue
     raise error
 
@@ -319,6 +325,20 @@ def read_turns(run: Run) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
+def read_sweep(run: Run, command: Command) -> tuple[str, list[float]]:
+    """The field that a strip of pictures varies, and its values; none without `--sweep`."""
+    if run.sweep is None:
+        return "", []
+    word, _, listed = run.sweep.partition("=")
+    flag = f"--{word.lstrip('-').replace('_', '-')}"
+    named = [option.name for option in command.options if option.flag == flag and option.parse.get("type")]
+    try:
+        return named[0], [float(each) for each in listed.split(",")]
+    except (ValueError, IndexError):
+        hint = "name a flag of this command that takes a number, and its values: `lambda-fine=0,2,4,6,8`"
+        raise UsageError(f"`{run.sweep[:60]}` is no sweep", hint, "sweep") from None
+
+
 def prompt_text(raw: bytes, name: str, field: str) -> str:
     if len(raw) > MAX_PROMPT_BYTES:
         raise UsageError(f"{name} is longer than {MAX_PROMPT_BYTES} bytes", "give a text file", field)
@@ -368,7 +388,7 @@ class Notes(logging.Handler):
         text = record.getMessage()
         if text not in self._seen:
             self._seen.add(text)
-            print(text if text.startswith("mflux:") else f"note: {text}", file=sys.stderr)
+            print(visible(text if text.startswith("mflux:") else f"note: {text}"), file=sys.stderr)
 
 
 def open_streams() -> None:
@@ -382,5 +402,6 @@ def open_streams() -> None:
 
 
 def set_up_log() -> None:
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, for programmers
     log.handlers[:] = [Notes()]
     log.propagate = False

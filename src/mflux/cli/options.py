@@ -29,6 +29,11 @@ def real(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{short(text)} is not a number") from None
 
 
+def place(text: str) -> float:
+    """A step, or a share of the steps where there is a point in it."""
+    return real(text) if "." in text else whole(text)
+
+
 @dataclass(frozen=True)
 class Option:
     """One flag.  reads: `Class.field` that takes its value, or several of them, separated by spaces.
@@ -74,6 +79,7 @@ class Command:
     default_model: str = ""
     run: str = ""
     needs_prompt: bool = True
+    side_files: tuple[str, ...] = ()  # artifacts that are always written
 
 
 def quantize(owner: str) -> Option:
@@ -137,6 +143,7 @@ DRAWING = (
     Option("--steps", "Config.num_inference_steps", "denoising steps, 1 to 1000", {"type": whole}),
     Option("--guidance", "Config.guidance", "distilled guidance, 0 to 100", {"type": real}),
     Option("--max-sequence-length", "Config.max_sequence_length", "text tokens, 1 to 512", {"type": whole}),
+    Option("--step-cache", "Config.step_cache", "faster, nearly the same: fb:0.08, tea:0.4 or taylor:5"),
     Option("--noise", "Config.noise", "whose start noise a seed means: mflux or torch"),
     Option("--batch-size", "Run.batch_size", "seeds drawn in one pass (default: what fits in memory)", {"type": whole}),
     Option("--low-ram", "Flux1.low_ram", "drop every part of the model after its use", {"action": "store_true"}),

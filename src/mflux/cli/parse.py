@@ -51,7 +51,7 @@ def help_of(option: Option) -> str:
 
 
 def settings(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
-    if parse.get("action") in ("store_true", "append_const"):  # they take no value
+    if parse.get("action") in ("store_true", "store_false", "append_const"):  # they take no value
         return parse
     return {"metavar": flag.strip("-").upper().replace("-", "_"), "action": Once, **parse}
 
@@ -59,6 +59,9 @@ def settings(flag: str, parse: dict[str, Any]) -> dict[str, Any]:
 def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     """Values by field name, of the flags that were given.  Raises UsageError."""
     parser = build_parser(command)
+    for word in argv:  # argparse drops this value, and the flag with it
+        if word.startswith("-") and word.endswith("=--"):
+            parser.error(f"argument {word[:-3]}: expected one argument")
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [flag for option in command.options if option.is_flag for flag in option.flags.split()]
@@ -68,7 +71,7 @@ def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
         hint = " or ".join(f"`{each}`" for each in close)
         help_hint = f"`{command.name} --help` lists every flag"
         raise UsageError(
-            f"`{unknown[0]}` is not known to `{command.name}`", f"did you mean {hint}?" if close else help_hint
+            f"`{unknown[0][:60]}` is not known to `{command.name}`", f"did you mean {hint}?" if close else help_hint
         )
     return vars(known)
 

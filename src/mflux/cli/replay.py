@@ -27,6 +27,7 @@ TELLING = {
     "image_paths",
     "depth_image_path",
 }
+NOT_CONDITIONS = {"Run", "Request", "Config", "Flux1"}  # what the other flags fill
 log = logging.getLogger("mflux")
 
 
@@ -54,7 +55,9 @@ def told_values(command: Command, told: Mapping[str, Any], path: Path) -> dict[s
     """Values by field name from a metadata object; path: where it comes from.  Raises UsageError."""
     try:
         request = told.get("request")
-        return from_request(command, request, path) if isinstance(request, dict) else from_keys(command, told, path)
+        if not isinstance(request, dict):
+            return from_keys(command, told, path)
+        return from_request(command, request, path) | ({"sweep": str(told["sweep"])} if "sweep" in told else {})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise damaged(path, f"its request cannot be read ({error})") from None
 
@@ -67,7 +70,10 @@ def conditions_of(command: Command, values: Mapping[str, Any]) -> tuple[Any, ...
     from mflux import conditions  # noqa: F401  (registers their classes)
     from mflux.engine.slots import condition_from_json
 
-    return tuple(condition_from_json(each) for each in stored)
+    try:
+        return tuple(condition_from_json(each) for each in stored)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise damaged(Path(values.get("config_from_metadata", "it")), f"its request cannot be read ({error})") from None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -115,7 +121,8 @@ def from_request(command: Command, request: Mapping[str, Any], path: Path) -> di
         values["lora_paths"] = [str(name) for name, _ in request["loras"]]
         values["lora_scales"] = [float(scale) for _, scale in request["loras"]]
     stored = list(request.get("conditions", []))
-    own = {reads.split(".")[0] for option in command.options for reads in option.reads.split()}
+    owners = {option.name: {reads.split(".")[0] for reads in option.reads.split()} for option in command.options}
+    own = set().union(*owners.values())
     foreign = [each["condition"] for each in stored if each["condition"] not in own]
     if foreign:
         problem = f"it was drawn with {foreign[0]}, which `{command.name}` does not have"
@@ -123,11 +130,12 @@ def from_request(command: Command, request: Mapping[str, Any], path: Path) -> di
     fields: dict[str, Any] = {}
     for each in stored:
         for option, value in told_by(command, each):
-            if option.parse.get("action") == "append":
+            if option.parse.get("action") == "append" and "nargs" not in option.parse:
                 fields.setdefault(option.name, []).append(value)
             else:
                 fields[option.name] = value
-    return {**values, **fields, "stored_conditions": stored, "stored_fields": fields}
+    told = {name: fields.get(name) for name, classes in owners.items() if classes - NOT_CONDITIONS}
+    return {**values, **fields, "stored_conditions": stored, "stored_fields": told}
 
 
 def told_by(command: Command, condition: Mapping[str, Any]) -> Iterator[tuple[Option, Any]]:
@@ -183,6 +191,8 @@ def checked(option: Option, key: str, value: Any, path: Path) -> Any:
         done = [convert(str(each)) if convert is not str else each for each in listed]
     except argparse.ArgumentTypeError as error:
         raise damaged(path, f"`{key}`: {error}") from None
+    if option.parse.get("action") == "append":  # one that may be given several times
+        return [done] if "nargs" in option.parse else done
     return done if "nargs" in option.parse else done[0]
 
 

@@ -6,9 +6,11 @@ from typing import Any
 from mflux.engine.slots import ROOMS
 
 HOMES = {
+    "Concepts": "concepts",
     "Control": "control",
     "ControlNet": "controlnet",
     "Fill": "fill",
+    "FluxSpace": "fluxspace",
     "ImageToImage": "image_to_image",
     "InContext": "in_context",
     "InContextEdit": "ic_edit",
@@ -16,6 +18,7 @@ HOMES = {
     "IPAdapter": "ip_adapter",
     "Kontext": "kontext",
     "MaskedEdit": "masked_edit",
+    "RFInversion": "rf_inversion",
     "Redux": "redux",
     "TryOn": "try_on",
     "Upscale": "upscale",

@@ -45,4 +45,4 @@ class Control(Condition):
         made = self._map.make(stage)
         artifacts = self._map.artifacts(made)
         inputs = Inputs(channels=encode_map(made, stage, "control"))
-        return Prepared(inputs, bind=lambda run: Hooks(artifacts=artifacts))
+        return Prepared(inputs, bind=lambda run: Hooks(artifacts=[lambda index, pixels: artifacts]))

@@ -99,7 +99,8 @@ class ControlNet(Condition):
         window = self.start, self.end
 
         def bind(run: Run) -> Hooks:
-            return Hooks(residuals=[Steering(network, control, mode, self.strength, window, run)], artifacts=artifacts)
+            steering = Steering(network, control, mode, self.strength, window, run)
+            return Hooks(residuals=[steering], artifacts=[lambda index, pixels: artifacts])
 
         return Prepared(bind=bind)
 

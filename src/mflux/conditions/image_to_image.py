@@ -7,7 +7,7 @@ import mlx.core as mx
 from mflux.engine.denoise import At, Step
 from mflux.engine.latents import pack_latents
 from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Prepared, Run, Stage
-from mflux.images.picture import PictureSource, open_picture, to_pixels
+from mflux.images.picture import Picture, PictureSource, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell
 
 DEFAULT_IMAGE_STRENGTH = 0.4  # mflux's README
@@ -27,18 +27,27 @@ class ImageToImage(Condition):
     strength: float | None = None
 
     def plan(self, draft: Draft) -> Draft:
-        picture = open_picture(self.image, "image")
-        own = floor_to_cell(picture.height), floor_to_cell(picture.width)
-        draft = draft.sized(*(draft.asked(picture.height, picture.width) or own))
-        draft = draft.starting_at(self.image_strength, self.strength, DEFAULT_IMAGE_STRENGTH, "ImageToImage")
-        return replace(draft, encodes=max(draft.encodes, 1))
+        draft = sized_like(draft, open_picture(self.image, "image"))
+        return draft.starting_at(self.image_strength, self.strength, DEFAULT_IMAGE_STRENGTH, "ImageToImage")
 
     def prepare(self, stage: Stage) -> Prepared:
         if starts_from_noise(stage.plan.first, stage.plan.sigmas):
             return Prepared()
-        picture = open_picture(self.image, "image").resized(stage.plan.height, stage.plan.width)
-        clean = pack_latents(stage.encode(mx.array(to_pixels(picture.rgb)), "image"))
+        clean = clean_latents(self.image, stage)
         return Prepared(bind=lambda run: Hooks(start=start_from(clean, run)))
+
+
+def sized_like(draft: Draft, picture: Picture) -> Draft:
+    """With a picture's own size, floored to 16, unless there is another; it will go through the VAE's encoder."""
+    own = floor_to_cell(picture.height), floor_to_cell(picture.width)
+    draft = draft.sized(*(draft.asked(picture.height, picture.width) or own))
+    return replace(draft, encodes=max(draft.encodes, 1))
+
+
+def clean_latents(image: PictureSource, stage: Stage) -> mx.array:
+    """Tokens (1, S, 64) of a picture, stretched to the run's size."""
+    picture = open_picture(image, "image").resized(stage.plan.height, stage.plan.width)
+    return pack_latents(stage.encode(mx.array(to_pixels(picture.rgb)), "image"))
 
 
 def starts_from_noise(first: int, sigmas: tuple[float, ...]) -> bool:

@@ -63,14 +63,19 @@ def latent_mask_tokens(mask: np.ndarray, rule: str) -> mx.array:
 def repainting(clean: mx.array, paint: mx.array, plan: Plan) -> Callable[[Run], Hooks]:
     """A `bind` that holds the latents where `paint` is false at those of the source, noised to each level.
 
-    clean: the source's tokens (1, S, 64).  A run that begins later starts from them.
+    clean: the source's tokens (1, S, 64).  A run that begins later starts from them; one that begins with an inversion
+    takes the noise from it.
     """
 
     def bind(run: Run) -> Hooks:
-        def keep_source(latents: mx.array, at: At) -> mx.array:
-            return mx.where(paint, latents, noised(clean, run.noise, at.sigma_next))
+        level = plan.sigmas[plan.first]
 
-        start = None if starts_from_noise(plan.first, plan.sigmas) else start_from(clean, run)
+        def keep_source(latents: mx.array, at: At) -> mx.array:
+            noise = (run.begun() - (1 - level) * clean) / level if plan.start_steps else run.noise
+            return mx.where(paint, latents, noised(clean, noise, at.sigma_next))
+
+        pure = starts_from_noise(plan.first, plan.sigmas) or plan.start_steps
+        start = None if pure else start_from(clean, run)
         return Hooks(start=start, after_step=[keep_source])
 
     return bind

@@ -4,7 +4,7 @@ Source: XLabs' flux-ip-adapter, diffusers' FluxIPAdapterAttnProcessor.  Unlike d
 the picture, unless `negative_embeds` says what the negative one sees, so that guidance stays one of texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,9 +120,13 @@ class IPAdapter(Condition):
         def bind(run: Run) -> Hooks:
             found: dict[int, mx.array] = {}  # by block, from its attention to its end
 
-            def watch(view: JointView) -> None:
-                keys, values = pairs[min(view.branch, len(pairs) - 1)][view.index]
-                found[view.index] = scales[view.index] * attend_to(view.image.queries, keys, values)
+            def watching(at: At, branch: int) -> Callable[[JointView], None]:
+                seen = pairs[min(branch, len(pairs) - 1)]
+
+                def watch(view: JointView) -> None:
+                    found[view.index] = scales[view.index] * attend_to(view.image.queries, *seen[view.index])
+
+                return watch
 
             def add(kind: str, index: int, image: mx.array) -> mx.array | None:
                 return found.pop(index) if kind == "joint" else None
@@ -130,7 +134,7 @@ class IPAdapter(Condition):
             def residuals(latents: mx.array, at: At, cells: mx.array | None) -> Residuals:
                 return add
 
-            return Hooks(watch_attention=[watch], residuals=[residuals])
+            return Hooks(watch_attention=[watching], residuals=[residuals])
 
         return Prepared(bind=bind)
 

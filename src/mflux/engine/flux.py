@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -21,7 +22,19 @@ from mflux.engine.parts import LoadOptions, Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
 from mflux.engine.request import DEFAULTS, Config, Request, check_choice, check_number
-from mflux.engine.slots import Branch, Hooks, Inputs, Plan, Prepared, Run, Stage, condition_class, merge
+from mflux.engine.slots import (
+    Branch,
+    EncodedText,
+    Hooks,
+    Inputs,
+    Plan,
+    Prepared,
+    Run,
+    Stage,
+    artifacts_of,
+    condition_class,
+    merge,
+)
 from mflux.engine.tokens import PromptTokenizer
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
@@ -109,7 +122,11 @@ class Flux1:
     def plan(self, seed: int | Sequence[int], prompt: str, config: Config = DEFAULTS, **rest: Any) -> Plan:
         """What `generate_image` would do with the same arguments; reads no weights.  Raises UsageError."""
         rest = {name: value for name, value in rest.items() if name not in ("latents", "on_step")}
-        return make_plan(self._request(seed, prompt, config, **rest), self.parts, self.vae_tiling, self.force)
+        return self.planned(self._request(seed, prompt, config, **rest))
+
+    def planned(self, request: Request) -> Plan:
+        """The plan of a whole request for this model.  Raises UsageError."""
+        return make_plan(request, self.parts, self.vae_tiling, self.force)
 
     def generate_image(
         self,
@@ -139,7 +156,7 @@ class Flux1:
             negative_prompt_2=negative_prompt_2,
             conditions=conditions,
         )
-        plan = make_plan(request, self.parts, self.vae_tiling, self.force)
+        plan = self.planned(request)
         for note in plan.notes:
             log.warning(note)
         images = list(self.draw(plan, latents, on_step))
@@ -170,7 +187,9 @@ class Flux1:
             drawn, hooks = self._run(plan, group, noise, branches, prepared, on_step)
             seconds = (time.perf_counter() - started) / len(group)
             for index, one in enumerate(group):
-                yield self._picture(plan, one, drawn.pixels[index], drawn.latents[index], prepared, hooks, seconds)
+                pixels = drawn.pixels[index]
+                made = {"latents": drawn.latents[index], **artifacts_of(hooks, index, pixels)}
+                yield self._picture(plan, one, pixels, made, prepared, seconds)
             started = time.perf_counter()
 
     def _request(self, seed: int | Sequence[int], prompt: str, config: Config, **rest: Any) -> Request:
@@ -198,13 +217,22 @@ class Flux1:
             log.warning(advice)
         branches = tuple(self._branches(plan))
         self.parts.release("text_encoder", "text_encoder_2")
-        stage = Stage(plan, lambda pixels, role: self._encode(pixels, role, plan.tiled), self.parts.get)
+        stage = self.stage(plan)
         prepared = [condition.prepare(stage) for condition in plan.request.conditions]
         mx.eval([[each.inputs.channels, each.inputs.tokens, each.inputs.text] for each in prepared])
         if plan.encodes:
             self.parts.release("vae")
         self.parts.release(*SIDE_PARTS, *plan.sides)  # one that stays is held by its condition's functions
         return branches, prepared
+
+    def stage(self, plan: Plan) -> Stage:
+        """What the conditions of a plan prepare with."""
+        return Stage(
+            plan,
+            encode=lambda pixels, role: self._encode(pixels, role, plan.tiled),
+            network=self.parts.get,
+            text=lambda text: self._encoded(text, plan.text_tokens),
+        )
 
     def _branches(self, plan: Plan) -> Iterator[Branch]:
         request = plan.request
@@ -232,6 +260,10 @@ class Flux1:
             self._prompts = dict([*self._prompts.items()][-PROMPTS_KEPT + 1 :])
             self._prompts[key] = (states, pooled)
         return self._prompts[key]
+
+    def _encoded(self, text: str, text_tokens: int) -> EncodedText:
+        own = min(self.parts.t5_tokenizer.count(text), text_tokens) - 1
+        return EncodedText(*self.encode_prompt(text, None, text_tokens), own)
 
     def _encode(self, pixels: mx.array, role: str, tiled: bool) -> mx.array:
         return self.parts.get("vae").encode(pixels, self.posterior_noise.get(role), tiled)
@@ -268,20 +300,32 @@ class Flux1:
             return self._denoise(earlier, seeds, noise, *self._prepare(earlier), None)[0]
 
         inputs = all_inputs(prepared)
-        hooks = merge([each.bind(Run(plan, noise, branches, inputs, latents_of)) for each in prepared])
-        inputs = replace(inputs, tokens=[*hooks.tokens, *inputs.tokens])
-        network = Network(self.parts.get("transformer"), *plan.seen, inputs)
+
+        @cache
+        def own_network() -> Network:
+            return Network(self.parts.get("transformer"), *plan.seen, inputs)
+
+        begun = noise
+        run = Run(plan, noise, branches, inputs, latents_of, seeds, own_network, lambda: begun)
+        hooks = merge([each.bind(run) for each in prepared])
+        network = own_network()
+        network.inputs = replace(inputs, tokens=[*hooks.tokens, *inputs.tokens])
         velocity = GuidedVelocity(network, branches, plan, hooks)
-        if self.parts.options.low_ram and hooks.start is None:  # an inversion asks for other noise levels yet
+        if velocity.caches:
+            hooks = replace(hooks, artifacts=[*hooks.artifacts, velocity.counts])
+        if self.parts.options.low_ram:
             network.transformer.drop_modulation()
             mx.clear_cache()
-        latents = noise
-        for step in hooks.start or ():
-            latents = step.latents
+        for done, step in enumerate(hooks.start or (), 1):
+            begun = step.latents
+            if on_step and done <= plan.start_steps:
+                on_step(Progress(seeds, done, plan.total, step.at.sigma_next, begun))
+        latents = begun
         for step in integrate(velocity, latents, plan.sigmas, plan.first, after_all(hooks), hooks.keep):
             latents = step.latents
             if on_step:
-                on_step(Progress(seeds, step.at.index + 1 - plan.first, plan.steps, step.at.sigma_next, latents))
+                done = plan.start_steps + step.at.index + 1 - plan.first
+                on_step(Progress(seeds, done, plan.total, step.at.sigma_next, latents))
         if not mx.isfinite(latents).all():
             problem = "the model's numbers overflowed: its latents are not finite"
             raise ModelError(problem, "its weights are damaged, or `precision` is too small for them")
@@ -316,12 +360,10 @@ class Flux1:
         plan: Plan,
         seed: int,
         pixels: np.ndarray,
-        latents: mx.array,
+        artifacts: dict[str, Any],
         prepared: list[Prepared],
-        hooks: Hooks,
         seconds: float,
     ) -> GeneratedImage:
-        artifacts = {"latents": latents, **hooks.artifacts}
         if any(each.keeps_canvas for each in prepared):
             artifacts["full"] = Image.fromarray(pixels)
         for each in prepared:

@@ -61,6 +61,12 @@ def mflux_noise(seed: int, height: int, width: int) -> mx.array:
     return mx.random.normal((1, tokens, TOKEN_CHANNELS), key=mx.random.key(seed))
 
 
+def step_noise(seeds: Sequence[int], step: int, shape: Sequence[int]) -> mx.array:
+    """Fresh noise for a step 0.. of each seed, (B, *shape) float32: from a key of seed and step alone."""
+    keys = [mx.random.split(mx.random.key(seed), step + 2)[-1] for seed in seeds]
+    return mx.stack([mx.random.normal(shape, key=key) for key in keys])
+
+
 def torch_noise(seed: int, height: int, width: int) -> mx.array:
     """What torch's CPU generator draws first for this seed in (1, 16, H/8, W/8), packed; agrees to 1e-6."""
     shape = (1, LATENT_CHANNELS, height // LATENT_PIXELS, width // LATENT_PIXELS)

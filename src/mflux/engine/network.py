@@ -1,13 +1,18 @@
 """The transformer of one run: tokens and positions put together, branches, guidance."""
 
+from functools import partial
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
 from mflux.engine.denoise import At
 from mflux.engine.latents import blended, cut, grid_ids
+from mflux.engine.request import StepCacheChoice
 from mflux.engine.slots import Branch, Hooks, Inputs, Plan
-from mflux.models.transformer import BlockHooks, FluxBlocks, ModulationTable, rope_table
+from mflux.engine.step_cache import make_step_cache
+from mflux.models.transformer import BlockHooks, FluxBlocks, ModulationTable, StreamModulation, rope_table
 
 
 class Network:
@@ -36,7 +41,13 @@ class Network:
         table = self.modulate(branch, levels)
         mx.eval(table)
         for index, sigma in enumerate(sigmas):
-            self._tables[id(branch), sigma] = tree_map(lambda rows, i=index: rows[i : i + 1], table)
+            self._tables[id(branch), sigma] = row(table, index)
+
+    def modulate_text(self, branch: Branch, sigmas: list[float]) -> dict[float, list[StreamModulation]]:
+        """The text's modulations in the joint blocks alone, evaluated, for each noise level."""
+        blocks = self.modulate(branch, mx.array(sigmas)).text
+        mx.eval(blocks)
+        return {sigma: row(blocks, index) for index, sigma in enumerate(sigmas)}
 
     def modulate(self, branch: Branch, sigma: mx.array) -> ModulationTable:
         """Modulations for noise levels (B,)."""
@@ -52,13 +63,16 @@ class Network:
         sigma: mx.array | float,
         hooks: BlockHooks | None = None,
         cells: mx.array | None = None,
+        text_modulation: list[StreamModulation] | None = None,
     ) -> mx.array:
         """d latents / d sigma, float32.  latents: (B, S, 64); sigma: a tabulated level, or levels (B,).
 
-        cells: which of the picture's tokens the latents are; None: all.
+        cells: which of the picture's tokens the latents are; None: all.  text_modulation: in place of the text's own,
+        in the joint blocks.
         """
         batch, count = latents.shape[:2]
         table = self.table(branch, sigma)
+        table = table if text_modulation is None else table._replace(text=text_modulation)
         tokens = latents.astype(self.dtype)
         if self.inputs.channels is not None:
             channels = self.inputs.channels if cells is None else self.inputs.channels[:, cells]
@@ -84,11 +98,19 @@ class Network:
         return mx.broadcast_to(array, (batch, *array.shape[1:])).astype(self.dtype)
 
 
+def row(tree: Any, index: int) -> Any:
+    """One row of every array, still in a batch."""
+    return tree_map(lambda rows: rows[index : index + 1], tree)
+
+
 class GuidedVelocity:
     """The velocity of one run: branches, true CFG, then what the conditions steer."""
 
     def __init__(self, network: Network, branches: tuple[Branch, ...], plan: Plan, hooks: Hooks):
         self.network, self.branches, self.hooks, self.true_cfg = network, branches, hooks, plan.true_cfg
+        choice = plan.request.config.step_cache
+        self.caches = [make_step_cache(StepCacheChoice.read(choice), plan.row.task) for _ in branches] if choice else []
+        self.last = len(plan.sigmas) - 2
         self.tiles = cut(plan.height, plan.width, plan.tile) if plan.tile else ()
         for branch in branches:
             network.tabulate(branch, plan.sigmas[plan.first : -1])
@@ -102,14 +124,26 @@ class GuidedVelocity:
             velocity = steer(velocity, latents, at)
         return velocity
 
+    def counts(self, place: int, pixels: np.ndarray) -> dict[str, Any]:
+        """How many steps ran all blocks, for each branch with a step cache."""
+        return {"full_steps": [cache.computed for cache in self.caches if cache]}
+
     def guided(self, latents: mx.array, at: At, cells: mx.array | None = None) -> mx.array:
         """The velocity of a picture or one of its tiles, true CFG included."""
         hooks = self.hooks
         residuals = [found for make in hooks.residuals if (found := make(latents, at, cells))]
 
         def ask(index: int, branch: Branch) -> mx.array:
-            views = BlockHooks(hooks.edit_attention, hooks.watch_attention, residuals, latents.shape[1], index)
-            return self.network.velocity(branch, latents, at.sigma, views, cells)
+            edit = hooks.edit_attention(at, index) if hooks.edit_attention else None
+            watches = [watch for hook in hooks.watch_attention if (watch := hook(at, index))]
+            modulation = hooks.text_modulation(at, index) if hooks.text_modulation else None
+            cache = self.caches[index] if self.caches else None
+            if cache and (edit or watches or residuals or modulation):
+                cache.forget()  # what such a step adds is not what a plain one would
+                cache = None
+            shortcut = partial(cache, step=at.index, last=at.index == self.last) if cache else None
+            inside = BlockHooks(edit, watches, residuals, latents.shape[1], shortcut)
+            return self.network.velocity(branch, latents, at.sigma, inside, cells, modulation)
 
         velocity, *negative = (ask(*pair) for pair in enumerate(self.branches))
         if negative:

@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 import mflux
 from mflux.engine.slots import Plan
-from mflux.images.metadata import save_json, save_picture
+from mflux.images.metadata import save_json, save_picture, write_file
 
 # Flat metadata keys of mflux 0.24, for tools that read them; those without a value here are null.
 CONDITION_KEYS = {
@@ -32,6 +33,8 @@ CONDITION_KEYS = {
     ("Kontext", "images"): "image_path",
     ("MaskedEdit", "image"): "image_path",
     ("MaskedEdit", "mask"): "masked_image_path",
+    ("RFInversion", "image"): "image_path",
+    ("Concepts", "image"): "image_path",
     ("Redux", "images"): "redux_image_paths",
     ("Redux", "strengths"): "redux_image_strengths",
 }
@@ -102,10 +105,18 @@ class GeneratedImage:
         return written
 
     def save_artifacts(self, name: str, beside: Path, overwrite: bool = False) -> list[Path]:
-        """Write the pictures of this name that the run made besides, as `<stem>_<name>.png`; returns the paths."""
+        """Write what the run made besides under this name, as `<stem>_<name>.png` or .npz; returns the paths."""
         made = {key: value for key, value in self.artifacts.items() if key.rstrip("_0123456789") == name}
-        targets = {key: beside.with_name(f"{beside.stem}_{key}.png") for key in made}
-        return [save_picture(value, targets[key], None, overwrite, None) for key, value in made.items()]
+        return [self._save_artifact(value, beside, f"{beside.stem}_{key}", overwrite) for key, value in made.items()]
+
+    def _save_artifact(self, value: Any, beside: Path, stem: str, overwrite: bool) -> Path:
+        if isinstance(value, Image.Image):
+            return save_picture(value, beside.with_name(f"{stem}.png"), None, overwrite, None)
+
+        def write(file: Any) -> None:
+            np.savez(file, maps=np.stack([*value.values()], axis=-1), names=np.array([*value]))
+
+        return write_file(beside.with_name(f"{stem}.npz"), write, overwrite)
 
     def save_metadata(self, path: Path, overwrite: bool = False) -> Path:
         """Write the metadata alone, as JSON; returns the path written."""

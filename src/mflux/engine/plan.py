@@ -5,7 +5,7 @@ from dataclasses import replace
 from mflux.engine.latents import TOKEN_PIXELS
 from mflux.engine.parts import Parts
 from mflux.engine.request import CELL, Request
-from mflux.engine.slots import Draft, Plan, check_channels
+from mflux.engine.slots import Draft, Plan, check_channels, check_tiles
 from mflux.errors import UsageError
 from mflux.images.sizes import floor_to_cell
 from mflux.models.layers import piece_size
@@ -43,6 +43,10 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
         draft = condition.plan(draft)
     draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
     check_channels(draft)
+    check_tiles(draft)
+    if draft.tile and config.step_cache:
+        problem = f"the picture is drawn in tiles, which step_cache {config.step_cache} cannot tell apart"
+        raise UsageError(problem, "leave the step cache out, or draw a smaller picture", "step_cache")
     parts.check()
     plan = finish(note_guidance(draft), parts, tiled)
     plan = replace(plan, memory_bytes=forecast(parts, plan), notes=(*plan.notes, *parts.notes()))
@@ -81,6 +85,7 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
     assert draft.height and draft.width
     text_tokens = config.max_sequence_length or row.text_tokens
     seen = draft.tile or (draft.height, draft.width)
+    sigmas = parts.schedule.sigmas(draft.steps, seen[0] * seen[1] // TOKEN_PIXELS**2, config.sigmas)
     guidance = row.guidance if config.guidance is None else config.guidance
     tokens = draft.height * draft.width // TOKEN_PIXELS**2
     tiled = tiled or max(tokens, draft.encodes) * CELL**2 > TILED_VAE_FROM
@@ -92,8 +97,9 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         width=draft.width,
         own_size=draft.own_size,
         tile=draft.tile,
-        sigmas=parts.schedule.sigmas(draft.steps, seen[0] * seen[1] // TOKEN_PIXELS**2, config.sigmas),
+        sigmas=tuple(draft.levels(sigmas)) if draft.levels else sigmas,
         first=draft.first,
+        start_steps=draft.start_steps,
         guidance=(guidance or 0.0) if draft.transformer.guidance_embeds else None,
         true_cfg=config.true_cfg,
         text_tokens=text_tokens,

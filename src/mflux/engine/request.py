@@ -17,6 +17,8 @@ MAX_SEED = 2**64 - 1
 MIN_SIDE, MAX_SIDE = 16, 16384
 CELL = 16  # pixels a token: sides are multiples of it
 NOISES = ("mflux", "torch")
+STEP_CACHES = {"fb": (0.0, 0.5), "tea": (0.0, 1.0), "taylor": (1, 10)}  # ranges; at the lower end they are off
+TAYLOR_FORMS = ("taylor", "newton")
 PRECISIONS = ("bfloat16", "float16", "float32")
 TRUE_CFG_WITH_NEGATIVE = 4.0  # what a negative prompt alone means on the command line
 
@@ -61,7 +63,8 @@ class Config:
     num_inference_steps 1..1000; height, width 16..16384 px, floored to multiples of 16; guidance 0..100 (distilled);
     true_cfg 1..20, 1 = off; max_sequence_length 1..512 text tokens; sigmas: descending noise levels in (0, 1], before
     the shift, in place of the steps; image_path, image_strength [0, 1): image-to-image, higher stays closer;
-    noise: `mflux` or `torch`; precision: bfloat16, float16 or float32.  Raises UsageError.
+    step_cache: `fb:0.08`, `tea:0.4` or `taylor:5` leaves blocks out where steps change little, see
+    StepCacheChoice; noise: `mflux` or `torch`; precision: bfloat16, float16 or float32.  Raises UsageError.
     """
 
     num_inference_steps: int | None = None
@@ -75,6 +78,7 @@ class Config:
     image_strength: float | None = None
     noise: str = "mflux"
     precision: str | None = None
+    step_cache: str | None = None
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float, bool]] = {
@@ -95,6 +99,8 @@ class Config:
         check_choice("noise", self.noise, NOISES)
         if self.precision is not None:
             check_choice("precision", self.precision, PRECISIONS)
+        if self.step_cache is not None:
+            StepCacheChoice.read(self.step_cache)
         if self.sigmas is not None:
             object.__setattr__(self, "sigmas", check_sigmas(self.sigmas))
 
@@ -102,6 +108,50 @@ class Config:
         """The values that differ from the defaults."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(DEFAULTS, name)}
+
+
+@dataclass(frozen=True)
+class StepCacheChoice:
+    """Which step cache: `fb` (first block) or `tea` (TeaCache) with a threshold, `taylor` with an interval in steps.
+
+    amount: fb 0..0.5, tea 0..1, 0 is off; taylor 1..10, 1 is off.  order 0..3 and form, `taylor` or `newton`: of taylor
+    alone.  Written `fb:0.08`, `tea:0.4`, `taylor:5`, `taylor:5:2:newton`.
+    """
+
+    kind: str
+    amount: float
+    order: int = 1
+    form: str = "taylor"
+
+    @property
+    def off(self) -> bool:
+        return self.amount == STEP_CACHES[self.kind][0]
+
+    @classmethod
+    def read(cls, text: Any) -> "StepCacheChoice":
+        """Raises UsageError."""
+        kind, *rest = str(text).split(":")
+        check_choice("step_cache", kind, tuple(STEP_CACHES))
+        low, high = STEP_CACHES[kind]
+        whole = kind == "taylor"
+        if not rest or len(rest) > (3 if whole else 1):
+            hint = "write it like `fb:0.08`, `tea:0.4` or `taylor:5`"
+            raise UsageError(f"{short(text)} is no step cache", hint, "step_cache")
+        amount = check_number("step_cache", number_in(rest[0]), low, high, whole=whole)
+        order = check_number("step_cache", number_in(rest[1]), 0, 3, whole=True) if len(rest) > 1 else 1
+        form = rest[2] if len(rest) > 2 else TAYLOR_FORMS[0]
+        check_choice("step_cache", form, TAYLOR_FORMS)
+        return cls(kind, amount, order, form)
+
+
+def number_in(text: str) -> Any:
+    """The number that a text is, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def check_choice(field: str, value: Any, choices: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ bind     Run -> Hooks         made by `prepare`, called anew for each run: funct
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mflux.engine.schedule import image_strength_start, strength_start
 from mflux.errors import UsageError
 from mflux.images.picture import describe, described
 from mflux.images.sizes import floor_to_cell
-from mflux.models.transformer import JointView, Residuals, TransformerConfig
+from mflux.models.transformer import EditAttention, JointView, Residuals, StreamModulation, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS, Row
 from mflux.weights.resolve import Side
 
@@ -56,9 +56,14 @@ class Draft:
     channels_by: str = ""  # the condition that adds channels
     channels_model: str = "dev"  # an alias whose network takes so many
     start_by: str = ""  # the condition that makes the first latents
+    inverted_by: str = ""  # the condition whose picture's own noise is in place of the seed's
+    start_steps: int = 0  # network calls that this takes
+    whole_by: str = ""  # a condition that cannot be drawn in tiles
+    edit_by: str = ""  # the condition that replaces the attention's output
     encodes: int = 0  # pictures go through the VAE's encoder; tokens of the largest, where it may be above the canvas
     references_by: str = ""  # the condition that has reference pictures
     extra_tokens: int = 0  # reference and text tokens beyond the usual, for the memory forecast
+    levels: Callable[[Sequence[float]], Sequence[float]] | None = None  # noise levels of the run from the schedule's
     sides: tuple[Side, ...] = ()  # networks beside the model's own
     prompt: str | None = None  # in place of the request's
     texts: tuple[str, ...] = ()  # to encode besides the prompt
@@ -101,6 +106,10 @@ class Draft:
         """With a LoRA that belongs to the method: a path, or a file of the hub."""
         return replace(self, loras=(*self.loras, lora))
 
+    def encoding(self, *texts: str) -> "Draft":
+        """With texts to encode besides the prompt."""
+        return replace(self, texts=(*self.texts, *texts))
+
     def prompted(self, text: str, who: str) -> "Draft":
         """With a text in place of the request's prompt."""
         if self.prompt is not None:
@@ -129,15 +138,33 @@ class Draft:
 
     def starting(self, first: int, who: str) -> "Draft":
         """With start latents made by `who`, from step `first` on; at most one condition can make them."""
-        if self.start_by:
-            raise UsageError(f"{who} and {self.start_by} both make the first latents", "use one of them")
+        if self.start_by or (self.inverted_by and first):
+            others = self.start_by or self.inverted_by
+            raise UsageError(f"{who} and {others} both make the first latents", "use one of them")
         if first >= self.steps:
             raise UsageError(
                 f"{self.steps} steps with this strength leave no step to draw",
                 "use more steps, or a strength that changes the picture more",
                 "num_inference_steps",
             )
-        return replace(self, first=first, start_by=who)
+        return replace(self, first=first or self.first, start_by=who)
+
+    def inverting(self, first: int, who: str) -> "Draft":
+        """With a picture's own noise from step `first` on: it goes with what would begin at pure noise."""
+        if self.inverted_by or self.first or self.levels:
+            others = self.inverted_by or self.start_by
+            raise UsageError(f"{who} and {others} both make the first latents", "use one of them")
+        return replace(self.whole(who), first=first, inverted_by=who, start_steps=self.steps - first)
+
+    def editing(self, who: str) -> "Draft":
+        """With an attention output replaced by `who`; at most one condition can do that."""
+        if self.edit_by:
+            raise UsageError(f"{who} and {self.edit_by} both edit inside the attention", "give all edits to one")
+        return replace(self.whole(who), edit_by=who)
+
+    def whole(self, who: str) -> "Draft":
+        """With a condition that has to see all of the picture at once."""
+        return replace(self, whole_by=who)
 
 
 @dataclass(frozen=True)
@@ -153,6 +180,7 @@ class Plan:
     tile: tuple[int, int] | None
     sigmas: tuple[float, ...]
     first: int
+    start_steps: int
     guidance: float | None
     true_cfg: float
     text_tokens: int
@@ -170,6 +198,11 @@ class Plan:
     def steps(self) -> int:
         """How many steps run."""
         return len(self.sigmas) - 1 - self.first
+
+    @property
+    def total(self) -> int:
+        """How many steps there are to wait for: those of an inversion too."""
+        return self.start_steps + self.steps
 
     @property
     def tokens(self) -> int:
@@ -193,6 +226,15 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class EncodedText:
+    """A text as the network reads it.  count: how many of its T5 tokens are the text's own, without its end token."""
+
+    states: mx.array  # (1, T, width)
+    pooled: mx.array  # (1, P)
+    count: int
+
+
+@dataclass(frozen=True)
 class Branch:
     """One text that the network is asked about: states (1, T, width), pooled (1, P), distilled guidance or None."""
 
@@ -208,17 +250,23 @@ StepResiduals = Callable[[mx.array, At, mx.array | None], Residuals | None]
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a condition does during one run.  `merge` puts those of several conditions together."""
+    """What a condition does during one run.  `merge` puts those of several conditions together.
+
+    The three about attention are asked before each pass (step; 0 for the prompt's, 1 for the negative one of true CFG)
+    and answer with what works inside its blocks, or None for the plain pass: what a pass carries from block to block
+    lives in the answer.
+    """
 
     start: Iterator[Step] | None = None  # its last step is the run's first latents
     tokens: Sequence[tuple[mx.array, np.ndarray]] = ()  # like those of Inputs, but of this run: (B, R, 64)
-    edit_attention: Callable[[JointView, mx.array], mx.array] | None = None
-    watch_attention: Sequence[Callable[[JointView], None]] = ()
+    text_modulation: Callable[[At, int], list[StreamModulation] | None] | None = None  # of the joint blocks
+    edit_attention: Callable[[At, int], EditAttention | None] | None = None
+    watch_attention: Sequence[Callable[[At, int], Callable[[JointView], None] | None]] = ()
     residuals: Sequence[StepResiduals] = ()
     steer: Sequence[Callable[[mx.array, mx.array, At], mx.array]] = ()  # (velocity, x, at) -> velocity
     after_step: Sequence[Callable[[mx.array, At], mx.array]] = ()  # (x, at) -> x at noise level at.sigma_next
     keep: Sequence[Callable[[], Sequence[mx.array]]] = ()  # arrays to evaluate with each step
-    artifacts: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Sequence[Callable[[int, np.ndarray], Mapping[str, Any]]] = ()  # (place in the run, its pixels) -> named
 
 
 @dataclass(frozen=True)
@@ -228,6 +276,7 @@ class Stage:
     plan: Plan
     encode: Callable[[mx.array, str], mx.array]  # pixels (1, 3, H, W) and their role -> latents (B, 16, H/8, W/8)
     network: Callable[[Any], Any]  # a loaded network: a Side of the plan, or a part of the model by its name
+    text: Callable[[str], EncodedText]  # one of the plan's texts
 
 
 @dataclass(frozen=True)
@@ -239,6 +288,9 @@ class Run:
     branches: tuple[Branch, ...]  # the prompt's; with true CFG also the negative one
     inputs: Inputs  # of all conditions together
     latents_of: Callable[[Request], mx.array]  # what another request ends in, (B, S, 64), drawn from the same noise
+    seeds: tuple[int, ...]
+    network: Callable[[], Any]  # the run's Network; it is loaded by the first call
+    begun: Callable[[], mx.array]  # once steps run: the latents that they began with
 
 
 def no_hooks(run: Run) -> Hooks:
@@ -315,29 +367,34 @@ def request_from_json(value: Mapping[str, Any]) -> Request:
 
 def merge(all_hooks: Sequence[Hooks]) -> Hooks:
     """The hooks of one run, in the order of the conditions.  The plan has refused clashes already."""
-    edits = [hooks.edit_attention for hooks in all_hooks if hooks.edit_attention]
-    if len(edits) > 1:
-        raise UsageError("two conditions both replace the attention's output", "use one of them")
     return Hooks(
         start=next((hooks.start for hooks in all_hooks if hooks.start), None),
         tokens=[each for hooks in all_hooks for each in hooks.tokens],
-        edit_attention=edits[0] if edits else None,
+        text_modulation=next((hooks.text_modulation for hooks in all_hooks if hooks.text_modulation), None),
+        edit_attention=next((hooks.edit_attention for hooks in all_hooks if hooks.edit_attention), None),
         watch_attention=[each for hooks in all_hooks for each in hooks.watch_attention],
         residuals=[each for hooks in all_hooks for each in hooks.residuals],
         steer=[each for hooks in all_hooks for each in hooks.steer],
         after_step=[each for hooks in all_hooks for each in hooks.after_step],
         keep=[each for hooks in all_hooks for each in hooks.keep],
-        artifacts=numbered([item for hooks in all_hooks for item in hooks.artifacts.items()]),
+        artifacts=[each for hooks in all_hooks for each in hooks.artifacts],
     )
 
 
-def numbered(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Artifacts by name; those whose name is taken become `name_2`, `name_3`, ..."""
+def artifacts_of(hooks: Hooks, index: int, pixels: np.ndarray) -> dict[str, Any]:
+    """Artifacts of one picture by name; those whose name is taken become `name_2`, `name_3`, ..."""
     found: dict[str, Any] = {}
-    for name, value in items:
+    for name, value in (item for made in hooks.artifacts for item in made(index, pixels).items()):
         count = sum(key == name or key.rpartition("_")[0] == name for key in found)
         found[f"{name}_{count + 1}" if count else name] = value
     return found
+
+
+def check_tiles(draft: Draft) -> None:
+    """Refuse tiles for what has to see the whole picture."""
+    if draft.tile and draft.whole_by:
+        problem = f"{draft.whole_by} needs the whole picture at once, but one of this size is drawn in tiles"
+        raise UsageError(problem, "give a smaller `height` and `width`")
 
 
 def check_channels(draft: Draft) -> None:

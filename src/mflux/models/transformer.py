@@ -7,7 +7,8 @@ of channels is one of them, and the rotation one multiplication.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -84,21 +85,34 @@ class JointView:
     text_modulation: StreamModulation
     rope: mx.array  # of text and image tokens together
     target_tokens: int  # image tokens that are being drawn; reference tokens follow them
-    branch: int = 0  # which text is asked about: 0 the prompt, 1 the negative one of true CFG
 
 
 Residuals = Callable[[str, int, mx.array], mx.array | None]
+EditAttention = Callable[[JointView, mx.array], mx.array]  # the image's attention output (B, S, D) -> another
+
+
+@dataclass(frozen=True)
+class BlockPass:
+    """One pass through the blocks, for who would leave some of them out."""
+
+    image: mx.array  # (B, S, D): embedded tokens
+    modulated: Callable[[], mx.array]  # (B, S, D): what the first joint block's attention reads of them
+    first: Callable[[], tuple[mx.array, mx.array]]  # image and text after the first joint block
+    rest: Callable[[mx.array, mx.array], mx.array]  # image and text there -> image before the head
+
+    def all(self) -> mx.array:
+        return self.rest(*self.first())
 
 
 @dataclass(frozen=True)
 class BlockHooks:
     """Where a method can look into the blocks, or add to them.  Empty: the plain network."""
 
-    edit_attention: Callable[[JointView, mx.array], mx.array] | None = None  # replaces the image's attention output
+    edit_attention: EditAttention | None = None
     watch_attention: Sequence[Callable[[JointView], None]] = ()
     residuals: Sequence[Residuals] = ()  # (`joint` or `single`, index, image) -> what is added after that block
-    target_tokens: int = field(default=0)
-    branch: int = 0
+    target_tokens: int = 0  # 0: all
+    shortcut: Callable[[BlockPass], mx.array] | None = None  # -> image tokens before the head (B, S, D)
     call: Callable[..., Any] = lambda block, *arrays: block(*arrays)  # how a block is called, with all its arrays
 
 
@@ -276,7 +290,7 @@ class JointBlock(nn.Module):
         image_out = self.attn.to_out[0](image_attended)
         if hooks.edit_attention or hooks.watch_attention:
             tokens = hooks.target_tokens or image.shape[1]
-            view = JointView(index, self, image_qkv, image_attended, text_mod, rope, tokens, hooks.branch)
+            view = JointView(index, self, image_qkv, image_attended, text_mod, rope, tokens)
             for watch in hooks.watch_attention:
                 watch(view)
             image_out = hooks.edit_attention(view, image_out) if hooks.edit_attention else image_out
@@ -286,6 +300,36 @@ class JointBlock(nn.Module):
         image = feed_forward(image, self.ff, image_mod.feed_forward)
         text = feed_forward(text, self.ff_context, text_mod.feed_forward)
         return image, text
+
+
+class SideText(NamedTuple):
+    """What a text beside the prompt's found in one joint block: it reads the image, and nothing there reads it."""
+
+    after: mx.array  # (B, T, D): the text after the block
+    qkv: QKV
+    attended: mx.array  # (B, T, D), before the output projection
+    image_attended: mx.array  # (B, target tokens or 0, D): what the image would have read from it
+
+
+def beside(view: JointView, text: mx.array, modulation: StreamModulation, image_reads: bool) -> SideText:
+    """Take a side text (B, T, D) through a joint block; the image's queries, keys and values are the block's own.
+
+    image_reads: also compute what the drawn tokens would attend to if this text stood in the prompt's place.  Positions
+    of text are zeros, so only the image's are rotated.
+    """
+    block, image, count = view.block, view.image, text.shape[1]
+    qkv = block.attn.text_qkv(layer_norm(text, modulation.attention.scale, modulation.attention.shift))
+    rope = view.rope[:, :, -image.keys.shape[2] :]
+    queries, keys = qkv.queries, mx.concatenate([qkv.keys, rotate(image.keys, rope)], axis=2)
+    if image_reads:
+        drawn = slice(view.target_tokens)
+        queries = mx.concatenate([queries, rotate(image.queries[:, :, drawn], rope[:, :, drawn])], axis=2)
+    values = mx.concatenate([qkv.values, image.values], axis=2)
+    out = merge_heads(attention(queries, keys, values, scale=queries.shape[-1] ** -0.5))
+    attended, image_attended = mx.split(out, [count], axis=1)
+    text = text + modulation.attention.gate * block.attn.to_add_out(attended)
+    after = feed_forward(text, block.ff_context, modulation.feed_forward)
+    return SideText(after, qkv, attended, image_attended)
 
 
 def feed_forward(x: mx.array, network: FeedForward, modulation: Modulation) -> mx.array:
@@ -377,19 +421,36 @@ class FluxTransformer(FluxBlocks):
         Source: diffusers' FluxTransformer2DModel.forward.
         """
         image, text = self.x_embedder(tokens), self.context_embedder(text)
-        for index, block in enumerate(self.transformer_blocks):
-            arrays = (image, text, table.image[index], table.text[index], rope)
-            image, text = hooks.call(block, *arrays, index, hooks)
-            image = add_residuals(hooks.residuals, "joint", index, image)
-        count = text.shape[1]
-        both = mx.concatenate([text, image], axis=1)
-        for index, single in enumerate(self.single_transformer_blocks):
-            both = hooks.call(single, both, table.single[index], rope)
-            if hooks.residuals:
-                text, image = mx.split(both, [count], axis=1)
-                both = mx.concatenate([text, add_residuals(hooks.residuals, "single", index, image)], axis=1)
+
+        def joint(image: mx.array, text: mx.array, blocks: range) -> tuple[mx.array, mx.array]:
+            for index in blocks:
+                block = self.transformer_blocks[index]
+                arrays = (image, text, table.image[index], table.text[index], rope)
+                image, text = hooks.call(block, *arrays, index, hooks)
+                image = add_residuals(hooks.residuals, "joint", index, image)
+            return image, text
+
+        def rest(image: mx.array, text: mx.array) -> mx.array:
+            image, text = joint(image, text, range(1, len(self.transformer_blocks)))
+            count = text.shape[1]
+            both = mx.concatenate([text, image], axis=1)
+            for index, single in enumerate(self.single_transformer_blocks):
+                both = hooks.call(single, both, table.single[index], rope)
+                if hooks.residuals:
+                    text, image = mx.split(both, [count], axis=1)
+                    both = mx.concatenate([text, add_residuals(hooks.residuals, "single", index, image)], axis=1)
+            return both[:, count:]
+
+        reads = table.image[0].attention
+        blocks = BlockPass(
+            image,
+            modulated=lambda: layer_norm(image, reads.scale, reads.shift),
+            first=cache(lambda: joint(image, text, range(1))),
+            rest=rest,
+        )
         scale, shift = table.head
-        return self.proj_out(layer_norm(both[:, count:], scale, shift))
+        drawn = hooks.shortcut(blocks) if hooks.shortcut else blocks.all()
+        return self.proj_out(layer_norm(drawn, scale, shift))
 
 
 def add_residuals(residuals: Sequence[Residuals], kind: str, index: int, image: mx.array) -> mx.array:

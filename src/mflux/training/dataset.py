@@ -48,6 +48,7 @@ class Model(Protocol):
 
     def encode_prompt(self, prompt: str, prompt_2: str | None, text_tokens: int) -> tuple[mx.array, mx.array]: ...
     def plan(self, seed: int, prompt: str, config: Config, *, conditions: Sequence[Any]) -> Plan: ...
+    def stage(self, plan: Plan) -> Stage: ...
     def generate_image(self, seed: int, prompt: str, config: Config, *, conditions: Sequence[Any]) -> Any: ...
 
 
@@ -186,7 +187,7 @@ def plan_of(spec: Spec, flux: Model, source: Source) -> Plan:
 def example(
     spec: Spec, flux: Model, source: Source, plan: Plan, texts: dict[str, tuple[mx.array, mx.array]], cache: Cache
 ) -> Example:
-    stage = Stage(plan, lambda pixels, role: latents_of(flux, pixels), flux.parts.get)
+    stage = flux.stage(plan)
 
     def made() -> Arrays:
         rgb, inputs = sized(spec, source, source.image), Inputs()
@@ -194,7 +195,7 @@ def example(
             inputs = condition.prepare(stage).inputs
         if spec.kind == "fill_spatial":
             rgb = Panels.of(plan).join(sized(spec, source, source.input_image), rgb)
-        arrays = {"x0": pack_latents(latents_of(flux, mx.array(to_pixels(rgb)))).astype(mx.float32)}
+        arrays = {"x0": pack_latents(stage.encode(mx.array(to_pixels(rgb)), "image")).astype(mx.float32)}
         if inputs.channels is not None:
             arrays["channels"] = inputs.channels
         for tokens, ids in inputs.tokens:
@@ -206,10 +207,6 @@ def example(
     inputs, x0, region = Inputs(arrays.get("channels"), references), arrays["x0"], region_of(spec, source)
     branches = {words: Branch(states, pooled, plan.guidance) for words, (states, pooled) in texts.items()}
     return Example(source, plan, x0, branches[source.prompt], branches.get(""), inputs, region)
-
-
-def latents_of(flux: Model, pixels: mx.array) -> mx.array:
-    return flux.parts.get("vae").encode(pixels, None, False)
 
 
 def sized(spec: Spec, source: Source, path: Path | None) -> np.ndarray:

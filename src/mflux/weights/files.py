@@ -6,6 +6,7 @@ another tensor, or bytes that do not fit its shape; an index names a shard that 
 lacks.
 """
 
+import errno
 import json
 import math
 import struct
@@ -212,3 +213,11 @@ def read_gguf_tensor(info: TensorInfo) -> mx.array:
     tensor = gguf_tensors(info.file, info.file.stat().st_mtime_ns)[info.name]
     values = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
     return mx.array(values.reshape(info.shape))
+
+
+def write_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    """A safetensors file.  Raises OSError where it cannot be written: MLX says that with a RuntimeError."""
+    try:
+        mx.save_safetensors(str(path), tensors, metadata)
+    except RuntimeError as error:
+        raise OSError(errno.ENOSPC, "the disk is full, or takes no file of this size", str(path)) from error

@@ -24,7 +24,7 @@ from mflux.errors import MfluxError, UsageError
 from mflux.models.layers import GROUP_SIZE
 from mflux.models.lora import AdaptedLinear, Adapter
 from mflux.weights.catalog import LAYOUTS
-from mflux.weights.files import BYTES, read_json
+from mflux.weights.files import BYTES, read_json, write_tensors
 from mflux.weights.layouts import MFLUX, blocks_in, numbered
 from mflux.weights.load import FLOATS, Sources, filled, open_network, stored_bits
 from mflux.weights.lora_files import ADAPTABLE, WIDE_INPUT, LoraFile, gathered, read_lora
@@ -180,8 +180,9 @@ def save_model(saving: Saving, report: Report | None = None) -> Path:
             saving.target.rmdir()  # an empty one, as `check` found
         os.replace(saving.partial, saving.target)
     except OSError as error:
+        reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror  # that of the first file
         raise MfluxError(
-            f"`{saving.partial}` cannot be written ({error.strerror or error})",
+            f"`{saving.partial}` cannot be written ({reason})",
             "make room, then run the same command again: it goes on after the last finished shard",
         ) from None
     return saving.target
@@ -246,7 +247,7 @@ def write_part(saving: Saving, part: str, progress: Progress, count: Callable[[i
         if not modules:
             return
         name = f"{len(done)}.safetensors"
-        mx.save_safetensors(str(folder / ("new-" + name)), shard, header(saving, part))
+        write_tensors(folder / ("new-" + name), shard, header(saving, part))
         os.replace(folder / ("new-" + name), folder / name)
         length = (folder / name).stat().st_size
         done[name] = {"modules": modules, "tensors": list(shard), "sha256": sha256(folder / name), "bytes": length}

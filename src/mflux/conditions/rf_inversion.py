@@ -1,0 +1,176 @@
+"""RF-inversion: a picture becomes noise that draws it again, and a controller holds the drawing near the picture.
+
+Source: arXiv 2410.10792, equations 8, 15 and 17.  Unlike its algorithm 1 and diffusers' community pipeline: the
+inversion walks the sampling grid backwards, so that the time the network is told is the noise that is there (their grid
+leaves eight times the error); the stochastic form keeps (1 - eta) with its noise, so that eta = 1 gives the picture
+back.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mflux.conditions.image_to_image import clean_latents, sized_like
+from mflux.conditions.window import Place, check_window, steps_in
+from mflux.engine.denoise import At, Step, integrate
+from mflux.engine.latents import step_noise
+from mflux.engine.request import check_choice, check_number
+from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Prepared, Run, Stage
+from mflux.images.picture import PictureSource, open_picture
+
+SCHEDULES = ("constant", "decay", "rise", "fall")
+MAX_POWER = 10
+INVERTED_KEPT = 64  # files in the cache
+
+
+@dataclass(frozen=True)
+class RFInversion(Condition):
+    """Edit a picture by drawing it again with another prompt.
+
+    image: stretched to the run's size (its own, floored to 16, if none is given).  gamma 0..1: how far the inversion is
+    pulled to the seed's noise; more is easier to edit.  eta 0..1: how far the drawing is pulled to the picture, in the
+    steps from eta_start to below eta_stop (whole numbers, or shares of the run).  eta_schedule: `constant`, `decay`
+    (eta (1 - i/N)^eta_power), `rise` or `fall` within the window.  start: inversion and drawing leave out this many of
+    the noisiest steps.  sde: the stochastic form of the drawing.  cache: keep inversions on disk.
+    """
+
+    image: PictureSource = field(metadata=PICTURE)
+    gamma: float = 0.5
+    eta: float = 0.9
+    eta_start: Place = 0
+    eta_stop: Place = 0.214  # 6 of 28 steps
+    eta_schedule: str = "constant"
+    eta_power: float = 1.0
+    start: int = 0
+    sde: bool = False
+    cache: bool = True
+
+    def plan(self, draft: Draft) -> Draft:
+        check_number("gamma", self.gamma, 0, 1)
+        check_number("eta", self.eta, 0, 1)
+        check_choice("eta_schedule", self.eta_schedule, SCHEDULES)
+        check_number("eta_power", self.eta_power, 0, MAX_POWER)
+        check_number("start", self.start, 0, draft.steps - 1, whole=True)
+        draft = check_window(draft, self.eta_start, self.eta_stop, "the controller", ("eta_start", "eta_stop"))
+        picture = open_picture(self.image, "image")
+        draft = sized_like(draft, picture)
+        assert draft.height and draft.width
+        if abs(draft.width / draft.height / (picture.width / picture.height) - 1) > 0.05:
+            size = f"{picture.width} x {picture.height}"
+            draft = draft.noted(f"the picture is stretched from {size} to {draft.width} x {draft.height} px")
+        return draft.inverting(self.start, "RFInversion").encoding("")
+
+    def prepare(self, stage: Stage) -> Prepared:
+        clean = clean_latents(self.image, stage).astype(mx.float32)
+        text = stage.text("")
+        # No guidance while inverting: models that embed it are told 0.
+        null = Branch(text.states, text.pooled, None if stage.plan.guidance is None else 0.0)
+
+        def bind(run: Run) -> Hooks:
+            if self.gamma < 1:
+                run.network().tabulate(null, run.plan.sigmas[run.plan.first + 1 :])
+            steer = self.controller(clean, len(run.plan.sigmas) - 1)
+            random = self.noise_after(run) if self.sde else []
+            return Hooks(start=self.inverted(clean, null, run), steer=[steer], after_step=random)
+
+        return Prepared(bind=bind)
+
+    def inverted(self, clean: mx.array, null: Branch, run: Run) -> Iterator[Step]:
+        """The picture's way to the noise of the first level that runs; known ones come from the cache."""
+        network, first = run.network(), run.plan.first
+        grid = run.plan.sigmas[first:][::-1]
+
+        def velocity(latents: mx.array, at: At) -> mx.array:
+            if self.gamma == 1:
+                return (run.noise - latents) / (1 - at.sigma)
+            own = network.velocity(null, latents, at.sigma)
+            if self.gamma == 0:
+                return own
+            return own + self.gamma * ((run.noise - latents) / (1 - at.sigma) - own)
+
+        latents = mx.broadcast_to(clean, run.noise.shape)
+        path = None
+        for step in integrate(velocity, latents, grid):
+            # The first step says all that the others follow from: picture, weights, adapters, other conditions, noise.
+            if step.at.index == 0 and self.cache:
+                path = inversion_path(step.latents, clean, run.noise, self.gamma, grid)
+                known = load_inverted(path)
+                if known is not None:
+                    yield Step(At(len(grid) - 2, grid[-2], grid[-1]), known)
+                    return
+            yield step
+        if path:
+            save_inverted(path, step.latents)
+
+    def eta_at(self, index: int, steps: int) -> float:
+        """The controller's strength in step `index` of `steps`."""
+        window = steps_in(self.eta_start, self.eta_stop, steps)
+        if index not in window:
+            return 0.0
+        if self.eta_schedule == "decay":
+            return self.eta * (1 - index / steps) ** self.eta_power
+        if self.eta_schedule == "constant" or len(window) == 1:
+            return self.eta
+        risen = (index - window.start) / (len(window) - 1)
+        return self.eta * (risen if self.eta_schedule == "rise" else 1 - risen)
+
+    def controller(self, clean: mx.array, steps: int) -> Callable[[mx.array, mx.array, At], mx.array]:
+        """A `steer` towards the clean tokens (1, S, 64).  Velocities are d latents / d sigma, the paper's negated."""
+
+        def steer(velocity: mx.array, latents: mx.array, at: At) -> mx.array:
+            eta = self.eta_at(at.index, steps)
+            controlled = velocity if eta == 0 else velocity + eta * ((latents - clean) / at.sigma - velocity)
+            if not self.sde or at.sigma == 1 or eta == 1:
+                return controlled
+            return controlled + (1 - eta) * (velocity + latents / (1 - at.sigma))
+
+        return steer
+
+    def noise_after(self, run: Run) -> list[Callable[[mx.array, At], mx.array]]:
+        """The noise of the stochastic form, from a key of seed and step; none after the last, which is the picture."""
+        steps = len(run.plan.sigmas) - 1
+
+        def stir(latents: mx.array, at: At) -> mx.array:
+            eta = self.eta_at(at.index, steps)
+            if at.sigma == 1 or eta == 1 or at.sigma_next == 0:
+                return latents
+            deviation = (2 * (1 - eta) * at.sigma / (1 - at.sigma) * (at.sigma - at.sigma_next)) ** 0.5
+            return latents + deviation * step_noise(run.seeds, at.index, latents.shape[1:])
+
+        return [stir]
+
+
+def inversion_path(first: mx.array, clean: mx.array, noise: mx.array, gamma: float, grid: tuple[float, ...]) -> Path:
+    """Where an inversion is kept: a name made of what it depends on."""
+    told = hashlib.sha256(repr((gamma, grid)).encode())
+    for array in (first, clean, noise):
+        told.update(np.array(array).tobytes())
+    home = os.environ.get("MFLUX_CACHE_DIR") or Path.home() / ".cache" / "mflux"
+    return Path(home) / "inversions" / f"{told.hexdigest()}.npy"
+
+
+def load_inverted(path: Path) -> mx.array | None:
+    """A kept inversion; None where there is none, or a damaged one."""
+    try:
+        return mx.array(np.load(path))
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def save_inverted(path: Path, latents: mx.array) -> None:
+    """Keep an inversion, and only the newest ones; a folder that cannot be written is no reason to fail."""
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.npy")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(temporary, np.array(latents))
+        temporary.replace(path)
+        kept = sorted(path.parent.glob("[!.]*.npy"), key=lambda each: each.stat().st_mtime)
+        for old in kept[:-INVERTED_KEPT]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        temporary.unlink(missing_ok=True)
