@@ -20,7 +20,8 @@ from mflux.models.transformer import NO_HOOKS, FluxTransformer, TransformerConfi
 from mflux.training.adapters import attach, factors_of
 from mflux.training.loss import CHECKPOINTED, sample_losses, value_and_gradients
 from mflux.training.memory import activation_bytes, forecast
-from mflux.training.spec import FAMILIES, Target, read_tables
+from mflux.training.config import read_tables
+from mflux.training.spec import FAMILIES, Target
 
 TEXT = 256
 MODES = ("plain", "checkpointed")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save
 
-from mflux.training.spec import with_settings
+from mflux.training.config import with_settings
 from mflux.weights.files import read_header
 
 
@@ -269,7 +269,7 @@ def test_a_dry_run_tells_all_problems_and_makes_no_folder(cli, config):
 
 
 def test_the_template_is_a_config(cli, config):
-    from mflux.training.spec import read_spec
+    from mflux.training.config import read_spec
 
     Path("images").mkdir()
     Path("images/01.png").touch()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mflux import Flux1
+from mflux.training.config import read_spec, with_items, with_settings
 from mflux.training.dataset import find_sources
-from mflux.training.spec import read_spec, with_items, with_settings
 from mflux.training.trainer import Trainer
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mflux.models.transformer import TransformerConfig
+from mflux.training.config import read_spec
 from mflux.training.memory import activation_bytes, forecast
-from mflux.training.spec import read_spec
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import training_memory

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mflux.training.spec import SpecError, read_spec, targets_of, with_items, with_settings
+from mflux.training.config import SpecError, read_spec, with_items, with_settings
+from mflux.training.spec import targets_of
 
 # The example of mflux 0.8's README, with the pictures that the test makes.
 SEED = {
@@ -96,6 +97,7 @@ BLOCKS = "lora_layers.single_transformer_blocks"
         ({"examples.images": [{"image": "01.jpeg", "prompt": " "}]}, "' ' is not a text"),
         ({"kind": "kontext"}, "kind `kontext` needs an `input_image`"),
         ({"training_loop.loss": {"region": "mask"}}, "so it needs a `mask`"),
+        ({"model": "fill"}, "`kind`: `t2i` needs a model of 64 channels a token, and `fill` takes 384"),
         ({"width": None}, "`width`, `height`: missing; give both, or a `resolution`"),
         ({"resolution": 512}, "`resolution`: `width` or `height` is there too"),
         ({f"{BLOCKS}.type": "loha"}, f"`{BLOCKS}.type`: 'loha' is unknown; choose one of lora, dora, lokr"),

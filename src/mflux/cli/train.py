@@ -39,7 +39,7 @@ def train(values: Values) -> None:
         problem = "both a config and a checkpoint are given" if given else "there is no config and no checkpoint"
         raise UsageError(problem, "give `--train-config FILE`, or `--train-checkpoint ZIP` to go on with a run")
 
-    from mflux.training import spec as specs
+    from mflux.training import config as files
 
     settings = read_settings(values)
     if "train_checkpoint" in values:
@@ -50,16 +50,16 @@ def train(values: Values) -> None:
         config, folder, name = saved.config, path.parent, str(path)
     else:
         path = expand(values["train_config"], "train_config")
-        config, folder, name, saved = specs.read_json_file(path), path.absolute().parent, str(path), None
-    config = specs.with_settings(config, settings | ranks(config, values))
+        config, folder, name, saved = files.read_json_file(path), path.absolute().parent, str(path), None
+    config = files.with_settings(config, settings | ranks(config, values))
     try:
-        config = specs.with_items(config, folder)
-        spec = specs.read_spec(config, name, folder)
+        config = files.with_items(config, folder)
+        spec = files.read_spec(config, name, folder)
 
         from mflux.training.dataset import find_sources
 
         sources, held_out = find_sources(spec, folder, name)
-    except specs.SpecError as error:
+    except files.SpecError as error:
         for problem in error.problems:
             print(f"problem: {problem}", file=sys.stderr)
         raise UsageError(f"there are {len(error.problems)} problems in `{name}`", error.hint) from None
@@ -151,9 +151,9 @@ class Stop:
 def export_checkpoint(values: Values) -> None:
     """The adapter of a checkpoint as files beside it, in the layouts of its config."""
     from mflux.training import checkpoint as checkpoints
+    from mflux.training.config import read_tables, with_settings
     from mflux.training.export import in_layouts, of_checkpoint
     from mflux.training.outputs import write_adapters
-    from mflux.training.spec import read_tables, with_settings
 
     path = expand(values["export"], "export").absolute()
     saved = checkpoints.read(path)
@@ -212,14 +212,13 @@ def new_folder(spec: Any) -> Path:
 
 def note(spec: Any) -> None:
     """What is allowed, and seldom meant."""
-    from mflux.training.spec import sizes_of
+    from mflux.training.config import sizes_of
     from mflux.weights.catalog import find
 
     row = find(spec.model)
     if row and row.family == "schnell":
         log.warning(f"`{spec.model}` is distilled to few steps: adapters trained on it may need more of them")
-    takes = sizes_of(spec.model).guidance_embeds if row is None or row.folder else row.guidance is not None
-    if spec.guidance is not None and not takes:
+    if spec.guidance is not None and not sizes_of(spec.model).guidance_embeds:
         log.warning(f"`guidance` {spec.guidance} is not used: `{spec.model}` takes none")
     if spec.resolution is None and (spec.height, spec.width) != spec.size:
         log.warning(f"{spec.width} x {spec.height} px are floored to {spec.size[1]} x {spec.size[0]}")

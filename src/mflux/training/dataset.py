@@ -27,7 +27,8 @@ from mflux.images.masks import open_mask
 from mflux.images.picture import open_grey, open_picture, to_pixels
 from mflux.images.sizes import fit
 from mflux.training.cache import Arrays, Cache, digest
-from mflux.training.spec import Item, Spec, SpecError, placed
+from mflux.training.config import SpecError, placed
+from mflux.training.spec import Item, Spec
 
 log = logging.getLogger("mflux")
 SMALLEST_SIDE = 64

@@ -14,7 +14,8 @@ from mflux.errors import UsageError
 from mflux.models.lora import Factors
 from mflux.models.transformer import FluxTransformer
 from mflux.training.adapters import attach, factors_of, old_name
-from mflux.training.spec import Spec, sizes_of, targets_of
+from mflux.training.config import sizes_of
+from mflux.training.spec import Spec, targets_of
 from mflux.weights.layouts import BFL, blocks_in, numbered
 from mflux.weights.lora_files import output_width
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from mflux.engine.latents import TOKEN_PIXELS
 from mflux.models.transformer import TransformerConfig
 from mflux.runtime import on_cpu
-from mflux.training.spec import PAIRS, Spec, sizes_of, targets_of
+from mflux.training.config import sizes_of
+from mflux.training.spec import PAIRS, Spec, targets_of
 from mflux.weights.catalog import find
 
 KEPT_JOINT, KEPT_SINGLE, KEPT_OUTSIDE = 35, 31, 22  # streams without checkpointing
