@@ -28,6 +28,7 @@ MAX_NAME = 255  # bytes of a file name
 # GGUF types whose unpacking was compared with the oracle's numbers.
 GGUF_TYPES = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
 GGUF_TYPES |= {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}
+MANIFEST = "mflux_model.json"  # beside a model that mflux-save wrote
 STEMS = ("diffusion_pytorch_model", "model")
 DAMAGED = "the file is incomplete or damaged; copy or download it again"
 

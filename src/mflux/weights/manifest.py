@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mflux.errors import ModelError
-from mflux.weights.files import read_json
+from mflux.weights.files import MANIFEST, read_json
 
-NAME = "mflux_model.json"
 FORMAT_VERSION = 1
 CHUNK = 1 << 22
 
@@ -33,12 +32,12 @@ def write_manifest(folder: Path, facts: dict[str, Any], known: dict[str, str]) -
         files[name] = {"bytes": path.stat().st_size, "sha256": known.get(name) or sha256(path)}
     size = round(sum(entry["bytes"] for entry in files.values()) / 1e9, 3)
     text = json.dumps({"format_version": FORMAT_VERSION, **facts, "size_gb": size, "files": files}, indent=2)
-    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder; empty where there is none.  Raises ModelError for a damaged one."""
-    path = folder / NAME
+    path = folder / MANIFEST
     if not path.is_file():
         return {}
     manifest = read_json(path)

@@ -23,11 +23,9 @@ from mflux.weights.catalog import (
     of_task,
     require,
 )
-from mflux.weights.files import read_header, tensors_in
+from mflux.weights.files import MANIFEST, read_header, read_json, tensors_in
 from mflux.weights.hub import download_snapshot
 from mflux.weights.kinds import FILE_PREFIXES, config_from_shapes, read_config
-from mflux.weights.manifest import NAME as MANIFEST
-from mflux.weights.manifest import read_manifest
 
 NETWORKS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
@@ -165,7 +163,8 @@ def in_folder(name: str, row: Row | None, folder: Path, task: str = "base") -> M
             "name its family with `base_model`",
             "model",
         )
-    row = row or BY_NAME.get(str(read_manifest(folder).get("base_model")))
+    if row is None and (folder / MANIFEST).is_file():
+        row = BY_NAME.get(str(read_json(folder / MANIFEST).get("base_model")))
     if row is None:
         config = read_config("transformer", folders["transformer"])
         row = row_for(config.in_channels, config.guidance_embeds, task)
