@@ -7,6 +7,9 @@ in order) and prints how often the new shape and the old ones are drawn as asked
 
 import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "tiny"))
@@ -15,7 +18,7 @@ from mflux import Config, Flux1
 import numpy as np
 from classifier import read
 from PIL import Image
-from world import RESERVED_SHAPE, SHAPES, Scene, SceneKind, Thing
+from world import ANCHORS, BACKGROUNDS, COLORS, RADIUS_ALONE, RESERVED_SHAPE, SHAPES, Scene, SceneKind
 from world import draw, sample_scene
 from evaluate import plain_prompt
 
@@ -23,20 +26,30 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "dreambooth"
 PLAIN = SceneKind(two_objects=0, styled=0, dotted=0)
 CONFIG = Config(num_inference_steps=8, height=128, width=128, guidance=3.5)
-NEW, OLD = 8, 36  # pictures of the new shape, and of the others
+NEW, OLD = 12, 60  # pictures of the new shape, and of the others
 ALL_SHAPES = (*SHAPES, RESERVED_SHAPE)
 
 
 def crescent(rng: np.random.Generator) -> Scene:
     """A random scene with the new shape."""
     scene = sample_scene(rng, PLAIN)
-    (thing,) = scene.things
-    return Scene(scene.background, (Thing(RESERVED_SHAPE, *list(vars(thing).values())[1:]),))
+    return replace(scene, things=(replace(scene.things[0], shape=RESERVED_SHAPE),))
+
+
+def varied(rng: np.random.Generator) -> Iterator[Scene]:
+    """Crescents in turn of every colour, background, place and size."""
+    turns = zip(cycle(COLORS), cycle(ANCHORS), cycle(RADIUS_ALONE), strict=False)
+    for number, (color, place, size) in enumerate(turns):
+        backgrounds = [name for name in BACKGROUNDS if name != color]
+        (thing,) = crescent(rng).things
+        x, y = ANCHORS[place]
+        thing = replace(thing, color=color, place=place, size=size, x=x, y=y, radius=RADIUS_ALONE[size])
+        yield Scene(backgrounds[number % len(backgrounds)], (thing,))
 
 
 def write_pictures() -> None:
     rng = np.random.default_rng(0)
-    groups = {"images": [crescent(rng) for _ in range(NEW)], "class": [sample_scene(rng, PLAIN) for _ in range(OLD)]}
+    groups = {"images": list(islice(varied(rng), NEW)), "class": [sample_scene(rng, PLAIN) for _ in range(OLD)]}
     for name, scenes in groups.items():
         folder = EXAMPLE / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ def test_two_ranks_are_one_to_the_bit(train_json, tmp_path, batch):
 
 
 def test_where_a_rank_dies_the_run_ends_with_a_checkpoint_that_goes_on(train_json, tmp_path):
-    path = train_json(training_loop__num_epochs=30, save__checkpoint_frequency=4)
+    path = train_json(training_loop__num_epochs=12, save__checkpoint_frequency=2)
     first, second = start(tmp_path, 2, "--config", path, "--output", tmp_path / "run")
     first.stdout.readline()  # the first checkpoint
     second.kill()

@@ -1,6 +1,7 @@
 """A run is a function of its config: cut, resumed, watched or checkpointed, it ends in the same bits."""
 
 import itertools
+import logging
 
 import mlx.core as mx
 import numpy as np
@@ -160,3 +161,21 @@ def test_a_checkpoint_of_another_run_is_refused(trainer, tmp_path, settings, wor
     saved = checkpoints.read(run.save(tmp_path / "out"))
     with pytest.raises(UsageError, match=words):
         trainer(**settings).restore(saved)
+
+
+def test_other_data_can_be_allowed(trainer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mflux"), "propagate", True)  # commands turn it off
+    run = trainer()
+    list(itertools.islice(run.run(), 2))
+    saved = checkpoints.read(run.save(tmp_path / "out"))
+    other = trainer(examples__resize="stretch")
+    other.restore(saved, allow_mismatch=True)
+    assert other.step == 2 and "will not have the bits" in caplog.text
+
+
+def test_checkpoints_that_nobody_wants_are_removed(trainer, tmp_path):
+    run = trainer(save__keep_last=2)
+    for _ in itertools.islice(run.run(), 3):
+        run.save(tmp_path / "out")
+    kept = sorted(path.name for path in (tmp_path / "out/_checkpoints").iterdir())
+    assert kept == ["0000002_checkpoint.zip", "0000003_checkpoint.zip"]
