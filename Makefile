@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BACKEND ?= $(shell if [ "$$(uname)" = Darwin ]; then echo dev; \
 	elif nvidia-smi >/dev/null 2>&1; then nvidia-smi | grep -q 'CUDA Version: 1[3-9]' && echo cuda13 || echo cuda12; else echo cpu; fi)
 
-.PHONY: install demo train-demo test test-all check lint format bench clean parity
+.PHONY: install demo train-demo test test-all check lint format bench clean pages parity
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,9 @@ lint: install
 format: install
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
+
+pages: install
+	$(BIN)/python tools/pages.py $(if $(PICTURES),--pictures)
 
 parity: install
 	$(BIN)/python tools/parity.py $(or $(ORACLE),../shared/oracle/core) --out $(or $(OUT),/tmp/mflux-parity)

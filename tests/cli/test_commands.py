@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
-from mflux.cli.main import Run
+from mflux.cli.draw import Run
 from mflux.cli.options import place, real, whole
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
@@ -60,7 +60,8 @@ def test_no_flag_is_there_twice(command):
             "--prompt --prompt-file --negative-prompt --true-cfg --model --path --output --seed --auto-seeds --height "
             "--width --steps --guidance --quantize --image-path --image-strength --mask-path --vae-tiling "
             "--max-sequence-length --noise --batch-size --metadata --no-metadata --ip-adapter --ip-adapter-image "
-            "--ip-adapter-scale --progress --preview --stepwise-image-output-dir --battery-percentage-stop-limit -B",
+            "--ip-adapter-scale --vae-tiling-split --no-exif --make-conf --jobs "
+            "--progress --preview --stepwise-image-output-dir --battery-percentage-stop-limit -B",
         ),
         (
             "mflux-generate-fill",

@@ -48,6 +48,7 @@ PROMPTS = "give one of `--prompt TEXT`, `--prompt -` (stdin) and `--prompt-file 
         ("--batch-size", "0", "0 is out of range", "give a whole number from 1 to 1000"),
         ("--auto-seeds", "0", "0 is out of range", "give a whole number from 1 to 1000000"),
         ("--quantize", "7", "7 is unknown", "choose one of `3`, `4`, `5`, `6`, `8`"),
+        ("--vae-tiling-split", "diagonal", "'diagonal' is unknown", "choose one of `horizontal`, `vertical`"),
         ("--noise", "numpy", "'numpy' is unknown", "choose one of `mflux`, `torch`"),
         ("--output", "fox", "`fox` has no ending", ENDINGS),
         ("--output", "fox.gif", "`fox.gif` has the ending `.gif`", ENDINGS),

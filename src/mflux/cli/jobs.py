@@ -21,7 +21,7 @@ MAX_LINE = 1_000_000  # bytes
 OF_ONE_RUN = ("prompt", "prompt_file", "turns", "config_from_metadata")
 
 
-def run(command: Command, values: Values, draw: Callable[..., None]) -> None:
+def draw_lines(command: Command, values: Values, draw: Callable[..., None]) -> None:
     """Draw every line.  Raises an MfluxError after the last, where some could not be drawn."""
     for name in OF_ONE_RUN:
         if name in values:

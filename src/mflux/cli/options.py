@@ -148,6 +148,7 @@ DRAWING = (
     Option("--batch-size", "Run.batch_size", "seeds drawn in one pass (default: what fits in memory)", {"type": whole}),
     Option("--low-ram", "Flux1.low_ram", "drop every part of the model after its use", {"action": "store_true"}),
     Option("--vae-tiling", "Flux1.vae_tiling", "encode and decode in tiles: less memory", {"action": "store_true"}),
+    Option("--vae-tiling-split", "Run.vae_tiling_split", "of mflux 0.8; not used: tiles leave no seam to turn"),
     Option("--force", "Flux1.force", "draw even if the memory forecast says no", {"action": "store_true"}),
 )
 OUTPUTS = (
@@ -158,8 +159,10 @@ OUTPUTS = (
     ),
     Option("--output", "Run.output", "png, jpg or webp; `{seed}`, `{index}`, `{prompt}` in it (default image.png)"),
     Option("--overwrite", "Run.overwrite", "replace a file of that name", {"action": "store_true"}),
-    Option("--metadata", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}),
-    Option("--no-metadata", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
+    Option(
+        "--metadata --make-conf", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}
+    ),
+    Option("--no-metadata --no-exif", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
 )
 WATCHING = (
     Option("--progress", "Watching.progress", "on stderr: bar (default), json (an object a line) or none"),

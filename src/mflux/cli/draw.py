@@ -1,0 +1,323 @@
+"""Every image command: values to a request, a request to files.
+
+Whatever can be wrong with the words is found before mlx is imported, and whatever can be wrong with the files before a
+weight is read.
+"""
+
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mflux.cli.commands import given
+from mflux.cli.options import Command
+from mflux.cli.parse import choose_loras, spelled
+from mflux.cli.replay import conditions_of, replayed
+from mflux.cli.watch import Watch, Watching
+from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
+from mflux.errors import MfluxError, StoppedError, UsageError
+from mflux.paths import check_output, check_output_size, expand
+from mflux.weights.catalog import BITS, check_name, require
+
+AUTO_SEED_MAX = 10_000_000
+MAX_SEEDS = 1_000_000
+MAX_PROMPT_BYTES = 1_000_000
+MAX_PROMPT_IN_NAME = 60  # letters
+OF_THE_MODEL = ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
+PLACEHOLDERS = ("{seed}", "{index}", "{prompt}")
+PLACEHOLDERS_OF = re.compile(r"\{.*?\}|[{}]")
+log = logging.getLogger("mflux")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the command line adds to a request: where words come from and files go."""
+
+    model: str | None = None
+    path: str | None = None
+    prompt: str | None = None
+    prompt_file: str | None = None
+    turns: str | None = None
+    jobs: str | None = None
+    seed: Sequence[int] = ()
+    auto_seeds: int | None = None
+    output: str = "image.png"
+    overwrite: bool = False
+    quantize: int | None = None
+    batch_size: int | None = None
+    vae_tiling_split: str | None = None
+    config_from_metadata: str | None = None
+    metadata: bool = False
+    no_metadata: bool = False
+    adapters: Sequence[Sequence[str]] = ()
+    lora_name: str | None = None
+    lora_repo_id: str | None = None
+    side_files: Sequence[str] = ()  # artifacts that are written too
+    sweep: str | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for what cannot be meant; note what is not used."""
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, BITS)
+        if self.batch_size is not None:
+            check_number("batch_size", self.batch_size, 1, 1000, whole=True)
+            for name, value in (("--turns", self.turns), ("--prompt-file", self.prompt_file)):
+                if value is not None:
+                    log.warning(f"--batch-size is not used: with {name} pictures are drawn one by one")
+        if self.vae_tiling_split is not None:
+            check_choice("vae_tiling_split", self.vae_tiling_split, ("horizontal", "vertical"))
+            log.warning("--vae-tiling-split is not used: tiles are blended on every side")
+
+
+def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | None = None) -> None:
+    """Check the words, plan, then draw and save picture by picture.  models: opens one, in place of Flux1."""
+    told, values = values, replayed(command, values)
+    run, watching = Run(**pick(Run, values)), Watching(**pick(Watching, values))
+    watching.check()
+    run.check()
+    config, negative = check_config(values)
+    seeds = choose_seeds(run)
+    turns = read_turns(run)
+    prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
+    sweep = read_sweep(run, command)
+    targets = output_names(run.output, seeds, len(turns), prompt)
+    checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
+    rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions_of(command, values)}
+    model, base_model = choose_model(command, run, values.get("base_model"))
+    wish = {"base_model": base_model, "task": command.task, **choose_loras(values), **given(values, *OF_THE_MODEL)}
+
+    from mflux.engine.flux import Flux1
+
+    flux = (models or Flux1)(model, **wish)
+    plan = flux.plan(list(seeds), prompt, config, **rest)
+    for path in checked:
+        check_output_size(path, plan.height, plan.width)
+    for note in plan.notes:
+        log.warning(note)
+    done, failed = 0, list[MfluxError]()
+    try:
+        total = len(targets) * len(sweep[1] or [0]) * plan.total
+        with Watch(watching, flux, plan, total, run.overwrite) as watch:
+            if sweep[0]:
+                pictures = rest["conditions"][0].draw_sweep(flux, plan, *sweep, on_step=watch.step)
+            elif turns:
+                pictures = turn_by_turn(flux, plan, turns, watch.step, config, rest)
+            elif run.prompt_file is not None:
+                pictures = prompt_by_prompt(flux, plan, run, watch.step, config, rest)
+            else:
+                pictures = flux.draw(plan, on_step=watch.step, batch_size=run.batch_size)
+            for picture, target in zip(pictures, targets, strict=True):
+                written = [*save(picture, target, run, command.side_files, failed)]
+                done += 1
+                for path in written:
+                    watch.say(path)
+    except (KeyboardInterrupt, StoppedError) as stop:
+        left = seeds[done // max(1, len(turns)) :]
+        raise stopped(stop, command, told | ({"prompt": prompt} if run.prompt == "-" else {}), left, seeds) from None
+    if failed:
+        raise failed[0]
+
+
+def save(picture: Any, target: str, run: Run, side_files: Sequence[str], failed: list[MfluxError]) -> Iterator[Path]:
+    """Write a picture and what belongs to it; the paths written.  failed: grows where it goes by another name."""
+    try:
+        written = picture.save(target, run.overwrite, embed_metadata=not run.no_metadata)
+    except MfluxError as error:
+        written = rescued(picture, error, not run.no_metadata)
+        failed.append(MfluxError(f"{error.problem}; the picture is kept as `{written}`", error.hint, error.field))
+    yield written
+    for name in (*side_files, *run.side_files):
+        yield from picture.save_artifacts(name, written, run.overwrite)
+    if run.metadata:
+        yield picture.save_metadata(written.with_suffix(".json"), run.overwrite)
+
+
+def rescued(picture: Any, error: MfluxError, metadata: bool) -> Path:
+    """Write a finished picture where that is possible, under a plain name; raises the error where it is nowhere."""
+    from tempfile import gettempdir
+
+    name = f"mflux_seed_{picture.plan.request.seeds[0]}.png"
+    for folder in (Path, Path.home, gettempdir):
+        try:
+            return Path(picture.save(Path(folder()) / name, embed_metadata=metadata))
+        except (MfluxError, OSError, RuntimeError):  # no home, or no room for temporary files either
+            continue
+    raise error
+
+
+def stopped(
+    stop: BaseException, command: Command, told: dict[str, Any], left: Sequence[int], seeds: Sequence[int]
+) -> StoppedError:
+    """The error of a run that ended early, with the command that draws what is left."""
+    told = {name: value for name, value in told.items() if name != "auto_seeds"} | {"seed": list(left)}
+    pattern = told.get("output", Run.output)
+    if len(seeds) > 1 and not {"{seed}", "{index}"} & set(PLACEHOLDERS_OF.findall(pattern)):
+        told["output"] = ending_in(pattern, "_seed_{seed}")
+    why = stop.problem if isinstance(stop, StoppedError) else "interrupted"
+    problem = f"{why}; finished pictures are kept, {len(left)} of {len(seeds)} seeds are left"
+    hint = f"go on with `{shlex.join([command.name, *spelled(command, told)])}`" if left else ""
+    error = StoppedError(problem, hint)
+    error.exit_code = StoppedError.exit_code if isinstance(stop, StoppedError) else 130
+    return error
+
+
+def turn_by_turn(
+    flux: Any, plan: Any, turns: Sequence[str], on_step: Any, config: Config, rest: dict[str, Any]
+) -> Iterator[Any]:
+    """The pictures of a chain of instructions, seed by seed."""
+    from mflux import conditions
+
+    for seed in plan.request.seeds:
+        yield from conditions.Kontext.draw_turns(flux, seed, turns, config, on_step=on_step, **rest)
+
+
+def prompt_by_prompt(
+    flux: Any, plan: Any, run: Run, on_step: Any, config: Config, rest: dict[str, Any]
+) -> Iterator[Any]:
+    """The pictures of a prompt file, which may change between them; a pipe can be read only once."""
+    for index, seed in enumerate(plan.request.seeds):
+        words = plan.request.prompt if index == 0 else read_prompt(run)
+        yield from flux.draw(flux.plan(seed, words, config, **rest), on_step=on_step)
+
+
+def pick(owner: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a dataclass."""
+    return {each.name: values[each.name] for each in fields(owner) if each.name in values}
+
+
+def check_config(values: dict[str, Any]) -> tuple[Config, str | None]:
+    """The settings, and the negative prompt: each of it and --true-cfg implies the other."""
+    names = {each.name for each in fields(Config)} - {"image_strength"}  # that one belongs to a condition
+    config = {name: value for name, value in values.items() if name in names}
+    negative = values.get("negative_prompt")
+    if negative is not None and "true_cfg" not in config:
+        config["true_cfg"] = TRUE_CFG_WITH_NEGATIVE
+        log.warning(f"a negative prompt without --true-cfg: {TRUE_CFG_WITH_NEGATIVE:g} is used")
+    checked = Config(**config)
+    return checked, "" if negative is None and checked.true_cfg > 1 else negative
+
+
+def choose_seeds(run: Run) -> tuple[int, ...]:
+    if run.auto_seeds is not None:
+        check_number("auto_seeds", run.auto_seeds, 1, MAX_SEEDS, whole=True)
+    if run.seed:
+        if run.auto_seeds is not None:
+            log.warning("--auto-seeds is not used: --seed says which seeds to draw")
+        return tuple(check_seed(seed) for seed in run.seed)
+    from random import sample
+
+    return tuple(sample(range(AUTO_SEED_MAX), run.auto_seeds or 1))
+
+
+def choose_model(command: Command, run: Run, base_model: str | None) -> tuple[str, str | None]:
+    """The model's name, and the alias whose defaults it uses."""
+    if run.path is not None:
+        path = expand(run.path, "path")
+        if not path.exists():
+            raise UsageError(f"there is no folder `{run.path}`", "give the folder of a model", "path")
+        if run.model is not None:
+            require(run.model, "model")
+        return str(path.absolute()), base_model or run.model
+    name = run.model or command.default_model
+    if not name:
+        raise UsageError(
+            "`--model` is missing",
+            "try the built-in demonstration model: `--model tiny`; for FLUX.1: `--model schnell`",
+        )
+    check_name(name)
+    if base_model is not None:
+        require(base_model, "base_model")
+    return name, base_model
+
+
+def read_prompt(run: Run, needed: bool = True) -> str:
+    """The prompt from the flag, stdin or a file; empty where there is none and none is needed."""
+    if not needed and run.prompt is None and run.prompt_file is None:
+        return ""
+    if (run.prompt is None) == (run.prompt_file is None):
+        problem = "both `--prompt` and `--prompt-file` are given" if run.prompt is not None else "there is no prompt"
+        raise UsageError(problem, "give one of `--prompt TEXT`, `--prompt -` (stdin) and `--prompt-file FILE`")
+    if run.prompt_file is not None:
+        return read_prompt_file(expand(run.prompt_file, "prompt_file"))
+    if run.prompt != "-":
+        return str(run.prompt)
+    if sys.stdin is None:
+        raise UsageError("stdin is closed", "pipe the prompt in, or give it as text", "prompt")
+    return prompt_text(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin", "prompt")
+
+
+def read_prompt_file(path: Path, field: str = "prompt_file") -> str:
+    try:
+        with path.open("rb") as file:
+            return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", field)
+    except FileNotFoundError:
+        raise UsageError(f"there is no file `{path}`", "check the path", field) from None
+    except OSError as error:
+        problem = f"`{path}` cannot be read ({error.strerror})"
+        raise UsageError(problem, "give a text file", field) from None
+
+
+def read_turns(run: Run) -> tuple[str, ...]:
+    """The instructions of `--turns`, one a line; none without it."""
+    if run.turns is None:
+        return ()
+    if run.prompt is not None or run.prompt_file is not None:
+        raise UsageError("the file holds the prompts", "give `--turns` alone, or one prompt without it", "turns")
+    text = read_prompt_file(expand(run.turns, "turns"), "turns")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def read_sweep(run: Run, command: Command) -> tuple[str, list[float]]:
+    """The field that a strip of pictures varies, and its values; none without `--sweep`."""
+    if run.sweep is None:
+        return "", []
+    word, _, listed = run.sweep.partition("=")
+    flag = f"--{word.lstrip('-').replace('_', '-')}"
+    named = [option.name for option in command.options if option.flag == flag and option.parse.get("type")]
+    try:
+        return named[0], [float(each) for each in listed.split(",")]
+    except (ValueError, IndexError):
+        hint = "name a flag of this command that takes a number, and its values: `lambda-fine=0,2,4,6,8`"
+        raise UsageError(f"`{run.sweep[:60]}` is no sweep", hint, "sweep") from None
+
+
+def prompt_text(raw: bytes, name: str, field: str) -> str:
+    if len(raw) > MAX_PROMPT_BYTES:
+        raise UsageError(f"{name} is longer than {MAX_PROMPT_BYTES} bytes", "give a text file", field)
+    try:
+        text = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8 text", "give a text file", field) from None
+    if not text or "\0" in text:
+        raise UsageError(f"{name} {'is empty' if not text else 'is binary'}", "give a text with the prompt", field)
+    return text
+
+
+def output_names(pattern: str, seeds: Sequence[int], turns: int = 0, prompt: str = "") -> list[str]:
+    """A file name for each seed, and for each of its turns.  Raises UsageError for an unknown placeholder."""
+    unknown = [each for each in PLACEHOLDERS_OF.findall(pattern) if each not in PLACEHOLDERS]
+    if unknown:
+        known = ", ".join(f"`{each}`" for each in PLACEHOLDERS)
+        raise UsageError(f"`{pattern}` has an unknown placeholder, `{unknown[0]}`", f"known: {known}", "output")
+    words = "-".join(re.findall(r"\w+", prompt))[:MAX_PROMPT_IN_NAME].rstrip("-") or "picture"
+    tells = len(seeds) > 1 and "{seed}" not in pattern and "{index}" not in pattern
+    names = [
+        (ending_in(pattern, f"_seed_{seed}") if tells else pattern)
+        .replace("{seed}", str(seed))
+        .replace("{index}", str(index))
+        .replace("{prompt}", words)
+        for index, seed in enumerate(seeds, 1)
+    ]
+    if not turns:
+        return names
+    return [ending_in(name, f"_turn_{turn}") for name in names for turn in range(1, turns + 1)]
+
+
+def ending_in(name: str, ending: str) -> str:
+    """The name with an ending of its stem."""
+    path = Path(name)
+    return str(path.with_stem(path.stem + ending)) if path.stem else name
