@@ -1,5 +1,6 @@
 """What the tests share: the tiny random models that diffusers' numbers were made with."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,12 @@ ORACLE = Path(__file__).parent / "data" / "oracle"
 def oracle_model() -> Callable[[str], Path]:
     """Folder of a tiny random model: dev, schnell or fill."""
     return lambda name: ORACLE / "models" / name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """Also in the background of a shell, which has its children ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
