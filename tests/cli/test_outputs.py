@@ -222,6 +222,8 @@ def test_flags_that_a_run_does_not_use_are_noted(cli, dev, tmp_path):
     file = [word for word in dev if word not in ("--prompt", "a red fox")]
     for flag, words in {
         "--auto-seeds": (*dev, "--auto-seeds", "3"),
+        "--bake-lora": (*dev, "--bake-lora"),
+        "--allow-partial-lora": (*dev, "--allow-partial-lora"),
         "--vae-tiling-split": (*dev, "--vae-tiling", "--vae-tiling-split", "vertical"),
         "--batch-size": (*file, "--prompt-file", tmp_path / "prompt.txt", "--batch-size", "2"),
         "negative prompt": (*dev, "--negative-prompt", "snow", "--true-cfg", "1"),

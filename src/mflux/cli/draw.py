@@ -15,7 +15,7 @@ from typing import Any
 
 from mflux import runtime
 from mflux.cli.commands import given
-from mflux.cli.options import Command
+from mflux.cli.options import Command, Values
 from mflux.cli.parse import choose_loras, spelled
 from mflux.cli.replay import conditions_of, replayed
 from mflux.cli.watch import Watch, Watching
@@ -105,7 +105,7 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
     plan = flux.plan(list(seeds), prompt, config, **rest)
     for path in checked:
         check_output_size(path, plan.height, plan.width)
-    for note in plan.notes:
+    for note in (*plan.notes, *unused(values, flux.loras or plan.loras)):
         log.warning(note)
     done, failed = 0, list[MfluxError]()
     try:
@@ -129,6 +129,13 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
         raise stopped(stop, command, told | ({"prompt": prompt} if run.prompt == "-" else {}), left, seeds) from None
     if failed:
         raise failed[0]
+
+
+def unused(values: Values, loras: Sequence[Any]) -> Iterator[str]:
+    """Notes on flags about LoRAs, where there are none."""
+    for name in ("bake_lora", "allow_partial_lora"):
+        if values.get(name) and not loras:
+            yield f"--{name.replace('_', '-')} is not used: there is no LoRA"
 
 
 def save(picture: Any, target: str, run: Run, side_files: Sequence[str], failed: list[MfluxError]) -> Iterator[Path]:
