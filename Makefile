@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BACKEND ?= $(shell if [ "$$(uname)" = Darwin ]; then echo dev; \
 	elif nvidia-smi >/dev/null 2>&1; then nvidia-smi | grep -q 'CUDA Version: 1[3-9]' && echo cuda13 || echo cuda12; else echo cpu; fi)
 
-.PHONY: install demo test test-all check lint format bench clean pages parity
+.PHONY: install demo train-demo test test-all check lint format bench clean pages parity
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,9 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install
 	@$(BIN)/python tools/demo.py
+
+train-demo: install
+	@$(BIN)/python tools/train_demo.py
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

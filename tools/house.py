@@ -15,6 +15,7 @@ BESIDE = {
     "images": ("images", "engine", "errors"),
     "engine": ("images",),
     "conditions": ("images",),
+    "training": ("images",),
     "cli": ("images",),
 }
 LIMITS = {"chain": 10, "reach": 40}

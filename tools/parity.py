@@ -37,14 +37,29 @@ from mflux.conditions import (
 )
 from mflux.conditions.redux import siglip_pixels
 from mflux.engine.latents import grid_ids, pack_latents
+from mflux.engine.network import Branch, Network
 from mflux.engine.schedule import read_schedule, strength_start
-from mflux.engine.slots import Condition
+from mflux.engine.slots import Condition, Inputs
 from mflux.engine.tokens import open_clip, open_t5
 from mflux.images.canny import canny
 from mflux.images.masks import PAINT_FROM
 from mflux.images.picture import from_pixels, open_grey, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell, of_area, preferred
+from mflux.models.lora import Factors, TrainedLinear
 from mflux.models.transformer import rope_table
+from mflux.training.adapters import attach as attach_trained
+from mflux.training.adapters import factors_of
+from mflux.training.loss import (
+    CHECKPOINTED,
+    clipped,
+    put_factors,
+    sample_losses,
+    shares,
+    tree_sum,
+    value_and_gradients,
+)
+from mflux.training.optimizer import Updates
+from mflux.training.spec import Optimizer, Target
 from mflux.weights.catalog import MEGAPIXEL
 from mflux.weights.files import read_header, read_tensor
 from mflux.conditions.depth import normalised
@@ -441,6 +456,104 @@ def siglip(case: Case) -> Tensors:
     return {"pixel_values": pixels, "last_hidden_state": encoder(pixels)}
 
 
+def training_loss(case: Case) -> Tensors:
+    """Loss and velocity of a batch; where the case has a LoRA, its gradients too."""
+    network, layers = trained(case)
+    prior = case.args.get("prior_weight")
+    noise, x0, sigma = (case.needed(name) for name in ("noise", "x0", "sigma"))
+    branch = Branch(case.needed("encoder_hidden_states"), case.needed("pooled_projections"), guidance_of(case))
+    losses, velocity = sample_losses(network, branch, x0, noise, sigma)
+    count = x0.shape[0]
+    weights = list(
+        shares([1.0] * count, [prior is not None and slot >= count // 2 for slot in range(count)], prior or 0)
+    )
+    out = {"sample_losses": losses, "loss": (losses * mx.array(weights)).sum()[None], "velocity": velocity}
+    if layers:
+
+        def loss() -> mx.array:
+            return (sample_losses(network, branch, x0, noise, sigma, hooks=CHECKPOINTED)[0] * mx.array(weights)).sum()
+
+        _, gradients = value_and_gradients(layers, factors_of(layers), loss)
+        out |= {f"grad.transformer.{name}.weight": value for name, value in gradients.items()}
+    return out
+
+
+def training_trajectory(case: Case) -> Tensors:
+    """Some AdamW steps from the case's noise, noise levels and order."""
+    network, layers = trained(case)
+    args, factors = case.args, factors_of(layers)
+    optimizer = Updates(
+        Optimizer("AdamW", args["learning_rate"], tuple(args["betas"]), args["eps"], args["weight_decay"]), factors
+    )
+    x0, order, noise, sigma = (case.needed(name) for name in ("x0", "order", "noise", "sigma"))
+    losses, norms = [], []
+    for step in range(args["steps"]):
+
+        def gradients_of(slot: int, step: int = step, factors: Factors = factors) -> tuple[mx.array, Factors]:
+            row, drawn = order[step, slot].item(), (noise[step, slot][None], sigma[step, slot][None])
+            chosen = slice(row, row + 1)
+            texts = (case.needed(name)[chosen] for name in ("encoder_hidden_states", "pooled_projections"))
+            branch = Branch(*texts, guidance_of(case))
+
+            def loss() -> mx.array:
+                return sample_losses(network, branch, x0[chosen], *drawn)[0].sum() / args["batch"]
+
+            return value_and_gradients(layers, factors, loss)
+
+        total, gradients = tree_sum(range(order.shape[1]), gradients_of)
+        gradients, norm = clipped(gradients, args["clip"])
+        factors = optimizer.step(factors, gradients)
+        put_factors(layers, factors)
+        losses.append(total)
+        norms.append(norm)
+    final = {f"final.transformer.{name}.weight": value for name, value in factors.items()}
+    return {"losses": mx.stack(losses), "gradient_norms": mx.stack(norms), **final}
+
+
+def trained(case: Case) -> tuple[Network, dict[str, TrainedLinear]]:
+    """The case's model with what its kind adds to the inputs, and its LoRA as layers that learn."""
+    transformer = load_network("transformer", case.model() / "transformer")
+    layers = {}
+    if "lora" in case.spec["inputs"]:
+        targets = [
+            Target(path, case.args["rank"], case.args["lora_alpha"] / case.args["rank"]) for path in case.args["layers"]
+        ]
+        layers = attach_trained(transformer, targets, 0)
+        given = load_file(case.folder / case.spec["inputs"]["lora"][0])
+        put_factors(layers, {name: mx.array(given[f"transformer.{name}.weight"]) for name in factors_of(layers)})
+    height, width = (16 * (int(side) + 1) for side in np.array(case.needed("img_ids")).max(axis=0)[1:])
+    channels, context = case.tensor("condition"), case.tensor("context")
+    tokens = [] if context is None else [(context, np.array(case.needed("context_ids")))]
+    return Network(transformer, height, width, Inputs(channels, tokens)), layers
+
+
+def guidance_of(case: Case) -> float:
+    """The guidance of a batch, which is the same for all its samples."""
+    (value,) = set(np.array(case.needed("guidance")).tolist())
+    return value
+
+
+def adamw(case: Case) -> Tensors:
+    """Two parameters after 1, 10 and 200 updates."""
+    args, names = case.args, ("p1", "p2")
+    given = {name: case.needed(name) for name in names}
+    optimizer = Updates(Optimizer("AdamW", args["lr"], tuple(args["betas"]), args["eps"], args["weight_decay"]), given)
+    rates, out = case.tensor("learning_rates"), {}
+    for step in range(args["steps"]):
+        if "hessian" in case.spec["inputs"]:
+            gradients = {
+                "p1": case.needed("hessian") @ (given["p1"] - case.needed("target1")),
+                "p2": case.needed("curvature") * (given["p2"] - case.needed("target2")),
+            }
+        else:
+            gradients = {"p1": case.needed("g1")[step], "p2": case.needed("g2")[step]}
+        gradients, _ = clipped(gradients, args.get("clip"))
+        given = optimizer.step(given, gradients, None if rates is None else rates[step].item())
+        if step + 1 in (1, 10, 200):
+            out |= {f"{name}_{step + 1}": given[name] for name in names}
+    return out
+
+
 def reference_fit(case: Case) -> str:
     return "preferred" if case.args.get("_auto_resize", True) else "own"
 
@@ -531,6 +644,10 @@ RUNNERS: dict[str, Callable[[Case], Tensors]] = {
     "kontext-sizes": kontext_sizes,
     "redux": redux,
     "siglip": siglip,
+    "train-loss": training_loss,
+    "train-gradients": training_loss,
+    "train-trajectory": training_trajectory,
+    "adamw": adamw,
 }
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
 from mflux.cli.draw import Run
-from mflux.cli.options import place, real, whole
+from mflux.cli.options import place, real, side, whole
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
 from mflux.cli.parse import parse, spelled
@@ -24,9 +24,9 @@ from mflux.engine.request import Request
 from mflux.weights.save import Saving
 
 READERS = {"Run": Run, "Config": Config, "Request": Request, "Flux1": Flux1, "Saving": Saving}
-READERS["Asked"] = make_dataclass(
-    "Asked", ("file", "model", "action", "paths", "shell", "folder")
-)  # read straight from the values
+SPOKEN = "file model action paths shell folder train_config train_checkpoint settings examples quantize rank seed "
+SPOKEN += "learning_rate max_steps batch_size resolution output_path dry_run init_config export force allow_mismatch"
+READERS["Asked"] = make_dataclass("Asked", SPOKEN.split())  # read straight from the values
 READERS |= {"SaveDepth": SaveDepth, "OutpaintCanvas": OutpaintCanvas, "PaintMask": PaintMask, "Watching": Watching}
 HEAVY = "('mlx.core', 'numpy', 'PIL', 'transformers', 'tokenizers', 'huggingface_hub', 'torch')"
 
@@ -119,7 +119,7 @@ def test_values_can_be_spelled_as_flags_again(command):
     """Every flag of the command at once, with values that are easily misread."""
     values = {}
     for option in command.options:
-        words = {whole: 3, real: -0.5, place: -0.5}.get(option.parse.get("type"), "-a b")
+        words = {whole: 3, side: 3, real: -0.5, place: -0.5}.get(option.parse.get("type"), "-a b")
         if not option.is_flag:
             words = option.parse.get("choices", ("file",))[0]
         elif str(option.parse.get("nargs")) in "+*":

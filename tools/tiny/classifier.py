@@ -45,19 +45,25 @@ class Reading:
     things: tuple[Read | None, ...]
 
 
-def read(picture: Image.Image | np.ndarray, objects: int = 1, stacked: bool = False) -> Reading:
-    """Read a picture of one object, or of two: left and right, or (`stacked`) top and bottom."""
+def read(
+    picture: Image.Image | np.ndarray, objects: int = 1, stacked: bool = False, shapes: tuple[str, ...] = SHAPES
+) -> Reading:
+    """Read a picture of one object, or of two: left and right, or (`stacked`) top and bottom.
+
+    shapes: those that an object can have.
+    """
     pixels = np.asarray(picture).astype(np.float32)
     background = list(BACKGROUNDS)[int(_nearest(_background(pixels)[None], BACKGROUNDS)[0])]
     different = stands_out(pixels)
     if objects == 1:
-        return Reading(background, (_read_thing(pixels, different, background, 1),))
+        return Reading(background, (_read_thing(pixels, different, background, 1, shapes),))
     half = np.zeros(different.shape, dtype=bool)
     if stacked:
         half[: half.shape[0] // 2] = True
     else:
         half[:, : half.shape[1] // 2] = True
-    return Reading(background, tuple(_read_thing(pixels, different & part, background, 2) for part in (half, ~half)))
+    halves = (half, ~half)
+    return Reading(background, tuple(_read_thing(pixels, different & part, background, 2, shapes) for part in halves))
 
 
 def stands_out(pixels: np.ndarray) -> np.ndarray:
@@ -90,7 +96,9 @@ def _nearest(pixels: np.ndarray, names: dict[str, tuple[int, int, int]]) -> np.n
     return ((pixels[:, None] - palette) ** 2).sum(axis=2).argmin(axis=1)
 
 
-def _read_thing(pixels: np.ndarray, different: np.ndarray, background: str, objects: int) -> Read | None:
+def _read_thing(
+    pixels: np.ndarray, different: np.ndarray, background: str, objects: int, shapes: tuple[str, ...]
+) -> Read | None:
     labels, count = ndimage.label(different)
     if count == 0:
         return None
@@ -100,7 +108,7 @@ def _read_thing(pixels: np.ndarray, different: np.ndarray, background: str, obje
     mask = labels == 1 + int(sizes.argmax())
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    shape = _shape(mask, box)
+    shape = _shape(mask, box, shapes)
     color = _color(pixels[mask])
     side = max(box[2] - box[0], box[3] - box[1]) / 2 / min(mask.shape)
     return Read(
@@ -118,10 +126,10 @@ def _read_thing(pixels: np.ndarray, different: np.ndarray, background: str, obje
 
 
 @cache
-def _templates() -> list[tuple[str, np.ndarray]]:
+def _templates(shapes: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
     """Each shape's own mask at two radii."""
     found = []
-    for shape in SHAPES:
+    for shape in shapes:
         for radius in (0.27, 0.14):
             covered = np.asarray(coverage(Thing(shape, "red", "large", "center", 0.5, 0.5, radius))) > 127
             rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
@@ -134,9 +142,9 @@ def _scaled(mask: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     return np.asarray(picture.resize((TEMPLATE, TEMPLATE), Image.Resampling.BILINEAR)) > 127
 
 
-def _shape(mask: np.ndarray, box: tuple[int, int, int, int]) -> str:
+def _shape(mask: np.ndarray, box: tuple[int, int, int, int], shapes: tuple[str, ...]) -> str:
     seen = _scaled(mask, box)
-    return max(_templates(), key=lambda entry: (seen & entry[1]).sum() / (seen | entry[1]).sum())[0]
+    return max(_templates(shapes), key=lambda entry: (seen & entry[1]).sum() / (seen | entry[1]).sum())[0]
 
 
 # --- colour and style ------------------------------------------------------------------------------------------------

@@ -29,6 +29,12 @@ def adapter_conditions(values: Values) -> tuple[Any, ...]:
 def start_conditions(values: Values) -> tuple[Any, ...]:
     """Image-to-image or inpainting, where a picture is given."""
     image, mask, strength = values.get("image"), values.get("mask"), values.get("image_strength")
+    if short := values.get("start_image"):
+        if image is not None or len(short) > 2 or (len(short) == 2 and strength is not None):
+            hint = "give `--image PATH STRENGTH`, or `--image-path PATH --image-strength STRENGTH`"
+            raise UsageError("the picture or its strength is given twice", hint, "start_image")
+        image = short[0]
+        strength = strength_of(short[1]) if len(short) == 2 else strength
     if image is None:
         for name, given in (("mask", mask), ("image_strength", strength)):
             if given is not None:
@@ -39,6 +45,13 @@ def start_conditions(values: Values) -> tuple[Any, ...]:
     if mask is not None:
         return (conditions.Inpaint(image, mask, image_strength=strength),)
     return (conditions.ImageToImage(image, image_strength=strength),)
+
+
+def strength_of(text: str) -> float:
+    try:
+        return real(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(str(error), "give `--image PATH STRENGTH`", "start_image") from None
 
 
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
@@ -171,6 +184,7 @@ def as_number(word: str) -> float | None:
 
 START = (
     Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
+    Option("--image", "Run.start_image", "the same, and perhaps its strength behind it", {"nargs": "+"}),
     Option(
         "--image-strength",
         "ImageToImage.image_strength Inpaint.image_strength",
@@ -508,7 +522,7 @@ COMMANDS = (
         "kontext",
         (
             *SHARED,
-            Option("--image-path", "Kontext.images", "the picture, or several to take from", {"nargs": "+"}),
+            Option("--image-path --image", "Kontext.images", "the picture, or several to take from", {"nargs": "+"}),
             Option("--turns", "Run.turns", "a text file of instructions, one a line, each on the result before"),
             Option(
                 "--fit",
@@ -783,6 +797,44 @@ COMMANDS = (
             Option("--dir", "Asked.folder", "write the script into this folder, under the name that the shell expects"),
         ),
         run="mflux.cli.completions:completions",
+    ),
+    Command(
+        "mflux-train",
+        "Train a LoRA as a train.json says, or go on with a run from its checkpoint.",
+        "base",
+        (
+            Option("--train-config --config", "Asked.train_config", "the run's file; `--init-config` prints one"),
+            Option(
+                "--train-checkpoint --resume", "Asked.train_checkpoint", "a checkpoint zip, or `latest` of --output"
+            ),
+            Option("--set", "Asked.settings", "change keys of the file: a.b=value", {"nargs": "+", "action": "extend"}),
+            Option("--data", "Asked.examples", "pictures with captions beside them: a folder, or a .jsonl file"),
+            Option("--model -m", "Asked.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
+            Option("--quantize -q", "Asked.quantize", "bits a weight of the frozen model", {"type": whole}),
+            Option("--rank", "Asked.rank", "rank of every LoRA", {"type": whole}),
+            Option("--lr", "Asked.learning_rate", "learning rate", {"type": real}),
+            Option("--max-steps", "Asked.max_steps", "stop after so many updates", {"type": whole}),
+            Option("--batch-size", "Asked.batch_size", "examples an update", {"type": whole}),
+            Option(
+                "--resolution",
+                "Asked.resolution",
+                "side in px of the square whose area every picture gets",
+                {"type": whole},
+            ),
+            Option("--seed", "Asked.seed", "what every random number follows from", {"type": whole}),
+            Option("--output", "Asked.output_path", "the run's folder"),
+            Option("--dry-run", "Asked.dry_run", "check everything, write nothing", {"action": "store_true"}),
+            Option("--init-config", "Asked.init_config", "print a config to start from", {"action": "store_true"}),
+            Option("--export", "Asked.export", "write the adapter of this checkpoint as save.export says, and end"),
+            Option("--force", "Asked.force", "train even if the memory forecast says no", {"action": "store_true"}),
+            Option(
+                "--allow-mismatch",
+                "Asked.allow_mismatch",
+                "go on although data, model or versions have changed",
+                {"action": "store_true"},
+            ),
+        ),
+        run="mflux.cli.train:train",
     ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

@@ -217,18 +217,22 @@ class Flux1:
             log.warning(advice)
         branches = tuple(self._branches(plan))
         self.parts.release("text_encoder", "text_encoder_2")
-        stage = Stage(
-            plan,
-            encode=lambda pixels, role: self._encode(pixels, role, plan.tiled),
-            network=self.parts.get,
-            text=lambda text: self._encoded(text, plan.text_tokens),
-        )
+        stage = self.stage(plan)
         prepared = [condition.prepare(stage) for condition in plan.request.conditions]
         mx.eval([[each.inputs.channels, each.inputs.tokens, each.inputs.text] for each in prepared])
         if plan.encodes:
             self.parts.release("vae")
         self.parts.release(*SIDE_PARTS, *plan.sides)  # one that stays is held by its condition's functions
         return branches, prepared
+
+    def stage(self, plan: Plan) -> Stage:
+        """What the conditions of a plan prepare with."""
+        return Stage(
+            plan,
+            encode=lambda pixels, role: self._encode(pixels, role, plan.tiled),
+            network=self.parts.get,
+            text=lambda text: self._encoded(text, plan.text_tokens),
+        )
 
     def _branches(self, plan: Plan) -> Iterator[Branch]:
         request = plan.request

@@ -189,6 +189,10 @@ class Parts:
             self._networks[part] = network
         return self._networks[part]
 
+    def put(self, part: Part, network: Any) -> None:
+        """Use this network for a part from now on, for example one that is being trained."""
+        self._networks[part] = network
+
     def release(self, *parts: Part) -> None:
         """Drop networks that are not needed for now, unless the whole model stays."""
         if not self.all_stay(self._precision):

@@ -31,6 +31,10 @@ class Schedule:
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         return self.base_shift + slope * (tokens - self.base_image_seq_len)
 
+    def shift_of(self, tokens: int) -> float:
+        """What noise odds are multiplied by: s / (1 - s) becomes shift times that."""
+        return math.exp(self.mu(tokens)) if self.use_dynamic_shifting else self.shift
+
     def sigmas(self, steps: int, tokens: int, own: Sequence[float] | None = None) -> tuple[float, ...]:
         """steps + 1 noise levels from noise (1) to picture (0), in float32; `own` levels replace the even ones.
 

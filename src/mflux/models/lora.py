@@ -5,11 +5,13 @@ be attached, rescaled and detached without touching them.  An adapter may read f
 W lacks are zero columns (Control LoRAs widen `x_embedder` so).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+
+Factors = dict[str, mx.array]  # `<layer>.lora_A` and so on: what the TrainedLinears of a network learn
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,9 @@ class AdaptedLinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         plain = self.base(x[..., : input_width(self.base)])
-        unbiased = plain - self.base.bias if "bias" in self.base else plain
         out = plain
         for adapter, factor in zip(self._adapters, self._factors, strict=True):
-            added = adapter.scale * adapter.change(x[..., : adapter.change.shape[1]])
-            out = out + (added if factor is None else factor * (unbiased + added) - unbiased)
+            out = out + addition(self.base, plain, x, adapter, factor)
             if adapter.bias is not None:
                 out = out + adapter.scale * adapter.bias
         return out.astype(plain.dtype)
@@ -117,11 +117,61 @@ class AdaptedLinear(nn.Module):
     def _row_factors(self, adapter: Adapter) -> mx.array | None:
         if adapter.magnitude is None:
             return None
-        base = dense_weight(self.base)
-        changed = base + padded(adapter.scale * adapter.change.delta(), base.shape[1])
-        factor = adapter.magnitude / mx.linalg.norm(changed, axis=1)
+        factor = adapter.magnitude / row_lengths(self.base, adapter)
         mx.eval(factor)
         return factor
+
+
+class TrainedLinear(nn.Module):
+    """A Linear with an adapter in training, whose factors are its only parameters that learn.
+
+    factors: `lora_A` (r, in) and `lora_B` (out, r), for DoRA also `lora_magnitude_vector` (out,); or, for LoKr,
+    `lokr_w1`, `lokr_w2_a` and `lokr_w2_b`.  They stay in float32 and are cast in each call, so that the network keeps
+    its own type.  The lengths of DoRA's rows count as constants, as in peft.
+    """
+
+    def __init__(self, base: nn.Module, factors: Mapping[str, mx.array], scale: float):
+        super().__init__()
+        self.base, self._scale, self._names = base, scale, tuple(factors)
+        self.put(factors)
+
+    @property
+    def factors(self) -> dict[str, mx.array]:
+        return {name: self[name] for name in self._names}
+
+    def put(self, factors: Mapping[str, mx.array]) -> None:
+        for name in self._names:
+            self[name] = factors[name]
+
+    def adapter(self, dtype: mx.Dtype) -> Adapter:
+        factors = {name: value.astype(dtype) for name, value in self.factors.items()}
+        if "lokr_w1" in factors:
+            second = factors["lokr_w2_a"] @ factors["lokr_w2_b"]
+            rows = factors["lokr_w1"].shape[0] * second.shape[0]
+            return Adapter(Dense((factors["lokr_w1"], second), "kron", mx.arange(rows)), self._scale)
+        change = LowRank(factors["lora_A"], factors["lora_B"])
+        return Adapter(change, self._scale, magnitude=factors.get("lora_magnitude_vector"))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        plain, adapter, factor = self.base(x), self.adapter(x.dtype), None
+        if adapter.magnitude is not None:
+            factor = adapter.magnitude / mx.stop_gradient(row_lengths(self.base, adapter)).astype(x.dtype)
+        return plain + addition(self.base, plain, x, adapter, factor)
+
+
+def addition(base: nn.Module, plain: mx.array, x: mx.array, adapter: Adapter, factor: mx.array | None) -> mx.array:
+    """What an adapter adds to a Linear's output `plain`; factor: (out,), DoRA's of each row."""
+    added = adapter.scale * adapter.change(x[..., : adapter.change.shape[1]])
+    if factor is None:
+        return added
+    unbiased = plain - base.bias if "bias" in base else plain
+    return factor * (unbiased + added) - unbiased
+
+
+def row_lengths(base: nn.Module, adapter: Adapter) -> mx.array:
+    """Length of each row of the changed weight (out,), float32."""
+    weight = dense_weight(base)
+    return mx.linalg.norm(weight + padded(adapter.scale * adapter.change.delta(), weight.shape[1]), axis=1)
 
 
 def input_width(linear: nn.Module) -> int:

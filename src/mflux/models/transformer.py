@@ -9,7 +9,7 @@ of channels is one of them, and the rotation one multiplication.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -113,6 +113,7 @@ class BlockHooks:
     residuals: Sequence[Residuals] = ()  # (`joint` or `single`, index, image) -> what is added after that block
     target_tokens: int = 0  # 0: all
     shortcut: Callable[[BlockPass], mx.array] | None = None  # -> image tokens before the head (B, S, D)
+    call: Callable[..., Any] = lambda block, *arrays: block(*arrays)  # how a block is called, with all its arrays
 
 
 NO_HOOKS = BlockHooks()
@@ -424,7 +425,8 @@ class FluxTransformer(FluxBlocks):
         def joint(image: mx.array, text: mx.array, blocks: range) -> tuple[mx.array, mx.array]:
             for index in blocks:
                 block = self.transformer_blocks[index]
-                image, text = block(image, text, table.image[index], table.text[index], rope, index, hooks)
+                arrays = (image, text, table.image[index], table.text[index], rope)
+                image, text = hooks.call(block, *arrays, index, hooks)
                 image = add_residuals(hooks.residuals, "joint", index, image)
             return image, text
 
@@ -433,7 +435,7 @@ class FluxTransformer(FluxBlocks):
             count = text.shape[1]
             both = mx.concatenate([text, image], axis=1)
             for index, single in enumerate(self.single_transformer_blocks):
-                both = single(both, table.single[index], rope)
+                both = hooks.call(single, both, table.single[index], rope)
                 if hooks.residuals:
                     text, image = mx.split(both, [count], axis=1)
                     both = mx.concatenate([text, add_residuals(hooks.residuals, "single", index, image)], axis=1)
