@@ -244,7 +244,11 @@ class Trainer:
         for words in changed:
             log.warning(f"{words}: the run will not have the bits that it would have had")
         if saved.step >= self.total:
-            hint = f"train on with `--set training_loop.num_epochs={self.spec.training_loop.num_epochs * 2}`"
+            loop = self.spec.training_loop
+            more = f"--set training_loop.num_epochs={loop.num_epochs * 2}"
+            if loop.max_steps == self.total:
+                more = f"--max-steps {loop.max_steps * 2}"
+            hint = f"train on with `{more}`"
             raise UsageError(f"this run is complete: {saved.step} of {self.total} updates are done", hint, "resume")
         self.factors = by_our_names(saved.adapter, self.factors)
         put_factors(self.layers, self.factors)
