@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from mflux.cli.commands import BY_NAME, COMMANDS
-from mflux.cli.options import real, whole
+from mflux.cli.options import place, real, side, whole
 
 # A model that nobody has: whatever gets past the words is refused there, before anything is drawn.
 NOBODY = ("--model", "no-such-model")
@@ -55,18 +55,18 @@ def flags_of(command, kinds):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_numbers_that_are_none_are_refused_by_every_flag(cli, command):
-    for option in flags_of(command, (whole, real)):
+    for option in flags_of(command, (whole, side, place, real)):
         for value in ODD_NUMBERS:
             outcome = cli(f"{option.flag}={value}", command=command.name)
             said_well(outcome)
-            if option.parse["type"] is whole or value not in FLOATS:
+            if option.parse["type"] in (whole, side) or value not in FLOATS:
                 assert outcome.words.startswith(f"error: `{option.flag}`: "), outcome.words
 
 
 @pytest.mark.parametrize("command", DRAWING, ids=lambda command: command.name)
 def test_numbers_out_of_every_range_are_refused_by_every_flag(cli, command):
     """Also those of a method, before its pictures are opened: there are none."""
-    for option in flags_of(command, (whole, real)):
+    for option in flags_of(command, (whole, side, place, real)):
         for value in (
             ("nan", "inf", "1e9", "-1e9") if option.parse["type"] is real else ("-7", "10000000000000000000000")
         ):

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, conditions
 from mflux.cli.commands import BY_NAME, COMMANDS
 from mflux.cli.draw import Run
-from mflux.cli.options import place, real, whole
+from mflux.cli.options import place, real, side, whole
 from mflux.cli.outpaint_canvas import OutpaintCanvas
 from mflux.cli.paint_mask import PaintMask
 from mflux.cli.parse import parse, spelled
@@ -119,7 +119,7 @@ def test_values_can_be_spelled_as_flags_again(command):
     """Every flag of the command at once, with values that are easily misread."""
     values = {}
     for option in command.options:
-        words = {whole: 3, real: -0.5, place: -0.5}.get(option.parse.get("type"), "-a b")
+        words = {whole: 3, side: 3, real: -0.5, place: -0.5}.get(option.parse.get("type"), "-a b")
         if not option.is_flag:
             words = option.parse.get("choices", ("file",))[0]
         elif str(option.parse.get("nargs")) in "+*":

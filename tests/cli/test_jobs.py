@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mflux.cli import jobs
+from mflux.cli import jobs, watch
 from mflux.images.metadata import read_metadata
 
 
@@ -99,6 +99,28 @@ def test_a_file_that_cannot_be_read_is_refused(refused, dev):
 @pytest.mark.parametrize("flags", [("--prompt", "x"), ("--prompt-file", "x"), ("-C", "x.png")])
 def test_what_belongs_to_one_run_is_refused(refused, dev, flags):
     assert "the lines of `--jobs` say what to draw" in refused(*dev[:2], *flags, "--jobs", "-")[0]
+
+
+def test_a_batch_that_is_stopped_says_where_the_rest_begins(cli, dev, monkeypatch, tmp_path):
+    """The battery runs low between the first picture and the second."""
+    supply = tmp_path / "power" / "BAT0"
+    supply.mkdir(parents=True)
+    for name, value in {"type": "Battery", "status": "Charging", "capacity": "4"}.items():
+        (supply / name).write_text(value)
+    monkeypatch.setattr(watch, "POWER_SUPPLIES", supply.parent)
+    monkeypatch.setattr(watch, "BATTERY_EVERY", 0)
+    say = watch.Watch.say
+
+    def say_and_unplug(self, path):
+        say(self, path)
+        (supply / "status").write_text("Discharging")
+
+    monkeypatch.setattr(watch.Watch, "say", say_and_unplug)
+    Path("jobs.txt").write_text("a fox\n\na hare\na crow\n")
+    done = cli(*dev[:2], *dev[4:], "--jobs", "jobs.txt")
+    assert (done.code, done.out) == (3, "image.png\n")
+    assert "error: line 3: the battery is down to 4 %, and the limit is 5 %" in done.words
+    assert "hint: the rest begins at line 3 of `jobs.txt`; go on with `mflux-generate " in done.words
 
 
 def test_models_stay_open_while_they_fit(oracle_model, monkeypatch):

@@ -222,6 +222,8 @@ def test_flags_that_a_run_does_not_use_are_noted(cli, dev, tmp_path):
     file = [word for word in dev if word not in ("--prompt", "a red fox")]
     for flag, words in {
         "--auto-seeds": (*dev, "--auto-seeds", "3"),
+        "--bake-lora": (*dev, "--bake-lora"),
+        "--allow-partial-lora": (*dev, "--allow-partial-lora"),
         "--vae-tiling-split": (*dev, "--vae-tiling", "--vae-tiling-split", "vertical"),
         "--batch-size": (*file, "--prompt-file", tmp_path / "prompt.txt", "--batch-size", "2"),
         "negative prompt": (*dev, "--negative-prompt", "snow", "--true-cfg", "1"),
@@ -268,3 +270,15 @@ def test_a_finished_picture_is_kept_where_its_own_name_cannot_be_written(cli, de
     assert (done.code, done.out) == (1, "mflux_seed_1.png\nmflux_seed_2.png\n")
     assert "cannot be written" in done.words and "; the picture is kept as `mflux_seed_1.png`" in done.words
     assert read_metadata("mflux_seed_2.png")["seed"] == 2
+
+
+def test_spellings_of_mflux_0_24_mean_the_same(cli, dev, files):
+    long = (*dev[:10], "--image-path", files[0], "--image-strength", "0", "--height", "96", "--width", "32")
+    short = (*dev[:10], "--image", files[0], "0", "--height", "2x", "--width", "0.5x")
+    names = [cli(*flags, "--scheduler", "linear", "--mlx-cache-limit-gb", "1").out.strip() for flags in (long, short)]
+    one, other = (read_metadata(name)["request"] for name in names)
+    assert one == other and one["config"]["height"] == 96
+    auto = cli(*dev[:10], "--image", files[0], "0", "--height", "auto", "--width", "auto").out.strip()
+    assert Image.open(auto).size == Image.open(files[0]).size
+    again = cli("-C", names[0], "--image", files[1], "0", "--output", "again.png")
+    assert read_metadata(again.out.strip())["image_path"] == str(files[1]), again.err

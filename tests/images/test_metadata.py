@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
 import numpy as np
 import piexif
@@ -173,3 +174,16 @@ def test_a_webp_larger_than_the_format_allows_says_why(tmp_path):
     with pytest.raises(MfluxError, match="16383"):
         save(tmp_path / "long.webp", image=Image.new("RGB", (16384, 16)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a fox & <b>snow</b>", "ein Füchslein 🦊", "a\0b\x1b[2J\udcff\uffff", "", "two\nlines"]
+)
+def test_a_png_tells_its_prompt_to_programs_that_know_nothing_of_mflux(tmp_path, prompt):
+    path = save_picture(Image.new("RGB", (16, 16)), tmp_path / "x.png", {"prompt": prompt}, False, None)
+    with Image.open(path) as image:
+        root = ElementTree.fromstring(image.info["XML:com.adobe.xmp"])
+    (told,) = root.iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li")
+    assert (told.text or "") == "".join(each for each in prompt if each not in "\0\x1b\udcff\uffff")
+    assert read_metadata(path)["prompt"] == prompt
+    assert "XML:com.adobe.xmp" not in Image.open(save_picture(Image.new("L", (9, 9)), path, None, False, None)).info

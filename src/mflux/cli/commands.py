@@ -29,6 +29,12 @@ def adapter_conditions(values: Values) -> tuple[Any, ...]:
 def start_conditions(values: Values) -> tuple[Any, ...]:
     """Image-to-image or inpainting, where a picture is given."""
     image, mask, strength = values.get("image"), values.get("mask"), values.get("image_strength")
+    if short := values.get("start_image"):
+        if image is not None or len(short) > 2 or (len(short) == 2 and strength is not None):
+            hint = "give `--image PATH STRENGTH`, or `--image-path PATH --image-strength STRENGTH`"
+            raise UsageError("the picture or its strength is given twice", hint, "start_image")
+        image = short[0]
+        strength = strength_of(short[1]) if len(short) == 2 else strength
     if image is None:
         for name, given in (("mask", mask), ("image_strength", strength)):
             if given is not None:
@@ -39,6 +45,13 @@ def start_conditions(values: Values) -> tuple[Any, ...]:
     if mask is not None:
         return (conditions.Inpaint(image, mask, image_strength=strength),)
     return (conditions.ImageToImage(image, image_strength=strength),)
+
+
+def strength_of(text: str) -> float:
+    try:
+        return real(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(str(error), "give `--image PATH STRENGTH`", "start_image") from None
 
 
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
@@ -171,6 +184,7 @@ def as_number(word: str) -> float | None:
 
 START = (
     Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
+    Option("--image", "Run.start_image", "the same, and perhaps its strength behind it", {"nargs": "+"}),
     Option(
         "--image-strength",
         "ImageToImage.image_strength Inpaint.image_strength",
@@ -508,7 +522,7 @@ COMMANDS = (
         "kontext",
         (
             *SHARED,
-            Option("--image-path", "Kontext.images", "the picture, or several to take from", {"nargs": "+"}),
+            Option("--image-path --image", "Kontext.images", "the picture, or several to take from", {"nargs": "+"}),
             Option("--turns", "Run.turns", "a text file of instructions, one a line, each on the result before"),
             Option(
                 "--fit",

@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mflux import runtime
 from mflux.cli.commands import given
-from mflux.cli.options import Command
+from mflux.cli.options import Command, Values
 from mflux.cli.parse import choose_loras, spelled
 from mflux.cli.replay import conditions_of, replayed
 from mflux.cli.watch import Watch, Watching
@@ -50,6 +51,9 @@ class Run:
     quantize: int | None = None
     batch_size: int | None = None
     vae_tiling_split: str | None = None
+    start_image: Sequence[str] = ()  # and its strength
+    scheduler: str = "linear"
+    mlx_cache_limit_gb: float | None = None
     config_from_metadata: str | None = None
     metadata: bool = False
     no_metadata: bool = False
@@ -68,6 +72,9 @@ class Run:
             for name, value in (("--turns", self.turns), ("--prompt-file", self.prompt_file)):
                 if value is not None:
                     log.warning(f"--batch-size is not used: with {name} pictures are drawn one by one")
+        check_choice("scheduler", self.scheduler, ("linear",))
+        if self.mlx_cache_limit_gb is not None:
+            check_number("mlx_cache_limit_gb", self.mlx_cache_limit_gb, 0, 1024)
         if self.vae_tiling_split is not None:
             check_choice("vae_tiling_split", self.vae_tiling_split, ("horizontal", "vertical"))
             log.warning("--vae-tiling-split is not used: tiles are blended on every side")
@@ -75,7 +82,7 @@ class Run:
 
 def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | None = None) -> None:
     """Check the words, plan, then draw and save picture by picture.  models: opens one, in place of Flux1."""
-    told, values = values, replayed(command, values)
+    told, values = values, with_sides(replayed(command, values))
     run, watching = Run(**pick(Run, values)), Watching(**pick(Watching, values))
     watching.check()
     run.check()
@@ -92,11 +99,13 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
 
     from mflux.engine.flux import Flux1
 
+    if run.mlx_cache_limit_gb is not None:
+        runtime.limit_cache(int(run.mlx_cache_limit_gb * 2**30))
     flux = (models or Flux1)(model, **wish)
     plan = flux.plan(list(seeds), prompt, config, **rest)
     for path in checked:
         check_output_size(path, plan.height, plan.width)
-    for note in plan.notes:
+    for note in (*plan.notes, *unused(values, flux.loras or plan.loras)):
         log.warning(note)
     done, failed = 0, list[MfluxError]()
     try:
@@ -120,6 +129,13 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
         raise stopped(stop, command, told | ({"prompt": prompt} if run.prompt == "-" else {}), left, seeds) from None
     if failed:
         raise failed[0]
+
+
+def unused(values: Values, loras: Sequence[Any]) -> Iterator[str]:
+    """Notes on flags about LoRAs, where there are none."""
+    for name in ("bake_lora", "allow_partial_lora"):
+        if values.get(name) and not loras:
+            yield f"--{name.replace('_', '-')} is not used: there is no LoRA"
 
 
 def save(picture: Any, target: str, run: Run, side_files: Sequence[str], failed: list[MfluxError]) -> Iterator[Path]:
@@ -182,6 +198,21 @@ def prompt_by_prompt(
     for index, seed in enumerate(plan.request.seeds):
         words = plan.request.prompt if index == 0 else read_prompt(run)
         yield from flux.draw(flux.plan(seed, words, config, **rest), on_step=on_step)
+
+
+def with_sides(values: dict[str, Any]) -> dict[str, Any]:
+    """With px in place of sides that are told as times those of the picture.  Raises UsageError."""
+    times = {name: float(values[name][:-1]) for name in ("height", "width") if isinstance(values.get(name), str)}
+    if not times:
+        return values
+    sources = [*values.get("start_image", ()), values.get("image"), *values.get("images", ()), values.get("source")]
+    found = next((source for source in sources if source is not None), None)
+    if found is None:
+        raise UsageError("there is no picture whose side to take", "give px", next(iter(times)))
+    from mflux.images.picture import open_picture
+
+    picture = open_picture(found, "image")
+    return values | {name: round(getattr(picture, name) * factor) for name, factor in times.items()}
 
 
 def pick(owner: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def place(text: str) -> float:
     return real(text) if "." in text else whole(text)
 
 
+def side(text: str) -> int | str:
+    """px, or so many times a picture's own side: `auto` (once), `2x`."""
+    return "1x" if text == "auto" else text if text.endswith("x") and real(text[:-1]) > 0 else whole(text)
+
+
 @dataclass(frozen=True)
 class Option:
     """One flag.  reads: `Class.field` that takes its value, or several of them, separated by spaces.
@@ -130,6 +135,7 @@ ADAPTERS = (
         "--bake-lora", "Flux1.bake_lora", "put LoRAs into the weights instead of beside them", {"action": "store_true"}
     ),
 )
+SIDES = ", floored to a multiple of 16; or times the picture's own, `auto` (once) or `2x`"
 DRAWING = (
     Option(
         "--seed",
@@ -138,14 +144,18 @@ DRAWING = (
         {"type": whole, "nargs": "+", "action": "extend"},
     ),
     Option("--auto-seeds", "Run.auto_seeds", "this many pictures with random seeds", {"type": whole}),
-    Option("--height", "Config.height", "px, floored to a multiple of 16", {"type": whole}),
-    Option("--width", "Config.width", "px, floored to a multiple of 16", {"type": whole}),
+    Option("--height", "Config.height", f"px{SIDES}", {"type": side}),
+    Option("--width", "Config.width", f"px{SIDES}", {"type": side}),
     Option("--steps", "Config.num_inference_steps", "denoising steps, 1 to 1000", {"type": whole}),
     Option("--guidance", "Config.guidance", "distilled guidance, 0 to 100", {"type": real}),
     Option("--max-sequence-length", "Config.max_sequence_length", "text tokens, 1 to 512", {"type": whole}),
     Option("--step-cache", "Config.step_cache", "faster, nearly the same: fb:0.08, tea:0.4 or taylor:5"),
     Option("--noise", "Config.noise", "whose start noise a seed means: mflux or torch"),
     Option("--batch-size", "Run.batch_size", "seeds drawn in one pass (default: what fits in memory)", {"type": whole}),
+    Option("--scheduler", "Run.scheduler", "linear: FLUX.1's own, and the only one"),
+    Option(
+        "--mlx-cache-limit-gb", "Run.mlx_cache_limit_gb", "memory that MLX keeps for reuse, 0 to 1024", {"type": real}
+    ),
     Option("--low-ram", "Flux1.low_ram", "drop every part of the model after its use", {"action": "store_true"}),
     Option("--vae-tiling", "Flux1.vae_tiling", "encode and decode in tiles: less memory", {"action": "store_true"}),
     Option("--vae-tiling-split", "Run.vae_tiling_split", "of mflux 0.8; not used: tiles leave no seam to turn"),

@@ -41,6 +41,9 @@ def replayed(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
         found.pop("prompt", None)
     if "auto_seeds" in values:
         found.pop("seed", None)
+    if "start_image" in values:
+        found.pop("image", None)
+        found.pop("image_strength", None)
     if {"path", "model"} & set(values):
         found.pop("base_model", None)
     if "path" in values:

@@ -163,12 +163,11 @@ class Watch:
         for index, seed in enumerate(progress.seeds):
             image = self.flux.decoded(progress.latents[index : index + 1], self.plan)
             save_picture(image, folder / f"seed_{seed}_step{step}of{steps}.png", None, self.overwrite, None)
-            target, images = self._strips.get(seed, (folder / f"seed_{seed}_composite.png", []))
-            if progress.done == 1:
-                images = []
-            strip = side_by_side([*images, image])
-            written = save_picture(strip, target, None, self.overwrite or bool(images), None)
-            self._strips[seed] = (written, [*images, image])
+            target, earlier = self._strips.pop(seed, (folder / f"seed_{seed}_composite.png", []))
+            images = [*earlier, image]
+            written = save_picture(side_by_side(images), target, None, self.overwrite or bool(earlier), None)
+            if progress.done < progress.total:  # a finished strip need not stay in memory
+                self._strips[seed] = (written, images)
 
     def _check_battery(self) -> None:
         if time.monotonic() - self._battery_read < BATTERY_EVERY:

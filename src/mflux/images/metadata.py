@@ -1,18 +1,22 @@
 """Pictures to files: never overwritten, never half-written, with their metadata inside.
 
 Metadata is one JSON object in EXIF's UserComment (ASCII prefix, `\\u` escapes), the flat keys of mflux 0.24 and our
-`request`.  A JPEG holds at most 64 KB of it; then `request` is left out.
+`request`.  A JPEG holds at most 64 KB of it; then `request` is left out.  A PNG also tells its prompt to programs that
+know nothing of mflux, as XMP's description.
 """
 
 import json
 import os
+import re
 import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import piexif
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mflux.errors import MfluxError
 from mflux.paths import FORMATS, check_output, check_output_size
@@ -20,6 +24,12 @@ from mflux.paths import FORMATS, check_output, check_output_size
 MAX_NAME_BYTES = 255
 EXIF_FOLDER = 0x8769  # the tag that holds the EXIF block
 JPEG_EXIF_LIMIT = 65_000
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><rdf:Alt>'
+    '<rdf:li xml:lang="x-default">{}</rdf:li></rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>'
+)
 LOSSY = {"quality": 95, "subsampling": 0}
 
 
@@ -47,6 +57,13 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def xmp(prompt: str) -> PngInfo:
+    """The prompt as Dublin Core's description, without characters that XML cannot hold.  Source: Adobe, XMP part 1."""
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP.format(escape(NO_XML.sub("", prompt))))
+    return info
+
+
 def save_picture(
     image: Image.Image,
     path: str | os.PathLike[str],
@@ -61,6 +78,8 @@ def save_picture(
     options: dict[str, Any] = {} if kind == "PNG" else dict(LOSSY) if kind == "JPEG" else {"lossless": True}
     if metadata:
         options["exif"] = exif_bytes(metadata, JPEG_EXIF_LIMIT if kind == "JPEG" else None)
+        if kind == "PNG" and "prompt" in metadata:
+            options["pnginfo"] = xmp(metadata["prompt"])
     if icc:
         options["icc_profile"] = icc
     if kind == "JPEG" and image.mode == "RGBA":
