@@ -1,12 +1,14 @@
 """Concepts: maps beside a picture that does not change.  A1..A8 of methods.md."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
 
 from mflux import Config, UsageError
-from mflux.conditions import Concepts, Kontext
+from mflux.conditions import Concepts, FluxSpace, ImageToImage, Kontext, RFInversion
 from mflux.conditions.concepts import MapMean, concept_layers, shares
 from mflux.images.picture import from_pixels, to_pixels
 
@@ -21,8 +23,8 @@ def flux(random_flux):
     return random_flux("dev")
 
 
-def draw(flux, *conditions, **rest):
-    return flux.generate_image(seed=3, prompt="a fox", config=CONFIG, conditions=conditions, **rest)
+def draw(flux, *conditions, config=CONFIG, **rest):
+    return flux.generate_image(seed=3, prompt="a fox", config=config, conditions=conditions, **rest)
 
 
 def maps(flux, *rest, **settings):
@@ -37,6 +39,16 @@ def test_the_picture_is_the_same_to_the_bit(random_flux, model):  # A1
     plain, watched = draw(flux, *others), draw(flux, *others, Concepts(WORDS))
     assert np.array_equal(np.array(plain.artifacts["latents"]), np.array(watched.artifacts["latents"]))
     assert np.array_equal(np.asarray(plain.image), np.asarray(watched.image))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [[FluxSpace("red", start=0)], [RFInversion(PICTURE)], [ImageToImage(PICTURE)], [FluxSpace("red"), Concepts("x")]],
+)
+def test_it_changes_nothing_beside_others(flux, others):  # A1
+    config = replace(CONFIG, true_cfg=2.0)
+    plain, watched = (draw(flux, *each, config=config) for each in (others, [*others, Concepts(WORDS)]))
+    assert np.array_equal(np.array(plain.artifacts["latents"]), np.array(watched.artifacts["latents"]))
 
 
 @pytest.mark.parametrize("space", ["output", "cross"])

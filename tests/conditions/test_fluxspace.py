@@ -9,7 +9,7 @@ from PIL import Image
 
 from mflux import Config, UsageError
 from mflux.conditions import FluxSpace, Kontext, Redux
-from mflux.conditions.fluxspace import Edit, attention_to, direction, moved, moved_pooled
+from mflux.conditions.fluxspace import Edit, FineEdit, attention_to, direction, moved, moved_pooled
 from mflux.engine.denoise import At
 from mflux.engine.network import Network
 from mflux.engine.slots import EncodedText, Inputs, Run
@@ -74,8 +74,14 @@ def test_an_edit_that_says_what_the_empty_text_says_moves_nothing(flux):  # F6, 
     u = normal(2, 7, 32)
     for alpha in (1.0, -3.0, 0.01):
         assert np.abs(np.array(direction(alpha * u, u))).max() < 1e-5
-    empty = FluxSpace([Edit("red", minus="red")], mask_threshold=0)  # its direction is taken away from itself
-    assert close(latents(draw(flux, empty)), latents(draw(flux)))
+    away = FluxSpace([Edit("red", minus="red")], mask_threshold=0)  # its direction is taken away from itself
+    assert close(latents(draw(flux, away)), latents(draw(flux)))
+    edit, network, branch, noise = editor(flux, FluxSpace("red", start=0, mask_threshold=0), [""])
+    plain, empty = (
+        network.velocity(branch, noise, mx.array([0.7]), hooks)
+        for hooks in (BlockHooks(), BlockHooks(edit_attention=edit))
+    )
+    assert close(empty, plain)
 
 
 def test_threshold_0_selects_everything_and_1_nothing():  # F8
@@ -119,13 +125,17 @@ def first_block(flux, condition):
     return np.array(seen[0])
 
 
-def editor(flux, condition):
-    """An edit of one pass, with its network, branch and noise."""
+def editor(flux, condition, texts=()):
+    """An edit of one pass, with its network, branch and noise.  texts: in place of the edits' own."""
     plan = flux.plan(3, "a fox", CONFIG, conditions=[condition])
     branches, (prepared,) = flux._prepare(plan)
     network, noise = Network(flux.parts.get("transformer"), 48, 64, Inputs()), normal(1, 12, 64)
     hooks = prepared.bind(run_of(plan, noise, branches, network))
-    return hooks.edit_attention(At(0, plan.sigmas[0], 0.5), 0), network, branches[0], noise
+    edit = hooks.edit_attention(At(0, plan.sigmas[0], 0.5), 0)
+    if texts:
+        null, *encoded = (EncodedText(*flux.encode_prompt(text, None, 16), 1) for text in ("", *texts))
+        edit = condition.edited(network, null, [FineEdit(5.0, text, None) for text in encoded], None)
+    return edit, network, branches[0], noise
 
 
 def run_of(plan, noise, branches, network):

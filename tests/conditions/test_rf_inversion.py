@@ -108,7 +108,11 @@ def test_a_constant_velocity_goes_there_and_back():  # R6
 
 
 @pytest.mark.parametrize(
-    ("shift", "errors"), [(0.0, {28: 0.070, 50: 0.040, 100: 0.0203}), (1.15, {28: 0.0998, 50: 0.0575, 100: 0.0293})]
+    ("shift", "errors"),
+    [
+        (0.0, {28: 0.070, 50: 0.040, 100: 0.0203, 200: 0.0102}),
+        (1.15, {28: 0.0998, 50: 0.0575, 100: 0.0293, 200: 0.0148}),
+    ],
 )
 def test_the_round_trip_s_error_halves_when_the_steps_double(shift, errors):  # R7
     clean, plain = 10 + normal(1, 100, 100), RFInversion(PICTURE, gamma=0, eta=0)
@@ -239,6 +243,17 @@ def test_what_cannot_be_meant_is_refused(flux, settings, message):
         flux.plan(3, "x", CONFIG, conditions=[RFInversion(PICTURE, **settings)])
 
 
-def test_a_stretched_picture_is_told_of(flux):
-    notes = flux.plan(3, "x", replace(CONFIG, width=48), conditions=[RFInversion(PICTURE)]).notes
-    assert notes == ("the picture is stretched from 64 x 48 to 48 x 48 px",)
+@pytest.mark.parametrize("size", [(48, 48), (256, 64), (96, 64)])
+def test_a_size_of_another_aspect_is_refused(flux, size):
+    config = replace(CONFIG, height=size[0], width=size[1])
+    with pytest.raises(UsageError, match=f"64 x 48 px would be stretched to {size[1]} x {size[0]} px") as error:
+        flux.plan(3, "x", config, conditions=[RFInversion(PICTURE)])
+    assert error.value.field == "image" and error.value.hint.startswith("give a `height` and `width`")
+
+
+@pytest.mark.parametrize("size", [(48, 64), (96, 128), (192, 256), (32, 48)])  # the last: floored from 36 x 48
+def test_a_size_of_its_aspect_is_not(flux, size):
+    config = replace(CONFIG, height=size[0], width=size[1])
+    assert flux.plan(3, "x", config, conditions=[RFInversion(PICTURE)]).height == size[0]
+    odd = flux.plan(3, "x", Config(), conditions=[RFInversion(PICTURE[:30, :40])])
+    assert (odd.height, odd.width) == (16, 32)

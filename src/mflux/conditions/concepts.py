@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from mflux.conditions.image_to_image import clean_latents, noised, sized_like, start_from
+from mflux.conditions.image_to_image import clean_latents, noised, sized_like, start_from, stretched
 from mflux.engine.denoise import At
 from mflux.engine.latents import step_noise
 from mflux.engine.network import Network
@@ -92,7 +92,9 @@ class Concepts(Condition):
         if draft.inverted_by:
             problem = f"Concepts and {draft.inverted_by} both make the first latents"
             raise UsageError(problem, "leave `image` out: the concepts of the edited picture are shown", "image")
-        draft = sized_like(draft, open_picture(image, "image")).starting(0, "Concepts")
+        draft = sized_like(draft, picture := open_picture(image, "image")).starting(0, "Concepts")
+        if note := stretched(draft, picture):
+            draft = draft.noted(note)
 
         def looked_through(schedule: Sequence[float]) -> Sequence[float]:
             return (*(levels if self.steps is None else [schedule[step] for step in sorted({*self.steps})]), 0.0)

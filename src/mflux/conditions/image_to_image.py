@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from mflux.engine.denoise import At, Step
 from mflux.engine.latents import pack_latents
+from mflux.engine.request import CELL
 from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Prepared, Run, Stage
 from mflux.images.picture import Picture, PictureSource, open_picture, to_pixels
 from mflux.images.sizes import floor_to_cell
@@ -42,6 +43,14 @@ def sized_like(draft: Draft, picture: Picture) -> Draft:
     own = floor_to_cell(picture.height), floor_to_cell(picture.width)
     draft = draft.sized(*(draft.asked(picture.height, picture.width) or own))
     return replace(draft, encodes=max(draft.encodes, 1))
+
+
+def stretched(draft: Draft, picture: Picture) -> str:
+    """What happens to a picture of another aspect than the draft's size, which is floored to 16; empty for the same."""
+    assert draft.height and draft.width
+    if -CELL * picture.height < draft.width * picture.height - draft.height * picture.width < CELL * picture.width:
+        return ""
+    return f"{picture.width} x {picture.height} px would be stretched to {draft.width} x {draft.height} px"
 
 
 def clean_latents(image: PictureSource, stage: Stage) -> mx.array:

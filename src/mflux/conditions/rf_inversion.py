@@ -15,12 +15,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mflux.conditions.image_to_image import clean_latents, sized_like
+from mflux.conditions.image_to_image import clean_latents, sized_like, stretched
 from mflux.conditions.window import Place, check_window, steps_in
 from mflux.engine.denoise import At, Step, integrate
 from mflux.engine.latents import step_noise
 from mflux.engine.request import check_choice, check_number
 from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Prepared, Run, Stage
+from mflux.errors import UsageError
 from mflux.images.picture import PictureSource, open_picture
 
 SCHEDULES = ("constant", "decay", "rise", "fall")
@@ -32,11 +33,12 @@ INVERTED_KEPT = 64  # files in the cache
 class RFInversion(Condition):
     """Edit a picture by drawing it again with another prompt.
 
-    image: stretched to the run's size (its own, floored to 16, if none is given).  gamma 0..1: how far the inversion is
-    pulled to the seed's noise; more is easier to edit.  eta 0..1: how far the drawing is pulled to the picture, in the
-    steps from eta_start to below eta_stop (whole numbers, or shares of the run).  eta_schedule: `constant`, `decay`
-    (eta (1 - i/N)^eta_power), `rise` or `fall` within the window.  start: inversion and drawing leave out this many of
-    the noisiest steps.  sde: the stochastic form of the drawing.  cache: keep inversions on disk.
+    image: at the run's size, which has its aspect (its own size, floored to 16, if none is given).  gamma 0..1: how
+    far the inversion is pulled to the seed's noise; more is easier to edit.  eta 0..1: how far the drawing is pulled to
+    the picture, in the steps from eta_start to below eta_stop (whole numbers, or shares of the run).  eta_schedule:
+    `constant`, `decay` (eta (1 - i/N)^eta_power), `rise` or `fall` within the window.  start: inversion and drawing
+    leave out this many of the noisiest steps.  sde: the stochastic form of the drawing.  cache: keep inversions on
+    disk.  Raises UsageError for a size of another aspect.
     """
 
     image: PictureSource = field(metadata=PICTURE)
@@ -57,12 +59,12 @@ class RFInversion(Condition):
         check_number("eta_power", self.eta_power, 0, MAX_POWER)
         check_number("start", self.start, 0, draft.steps - 1, whole=True)
         draft = check_window(draft, self.eta_start, self.eta_stop, "the controller", ("eta_start", "eta_stop"))
-        picture = open_picture(self.image, "image")
-        draft = sized_like(draft, picture)
-        assert draft.height and draft.width
-        if abs(draft.width / draft.height / (picture.width / picture.height) - 1) > 0.05:
-            size = f"{picture.width} x {picture.height}"
-            draft = draft.noted(f"the picture is stretched from {size} to {draft.width} x {draft.height} px")
+        draft = sized_like(draft, picture := open_picture(self.image, "image"))
+        if problem := stretched(draft, picture):
+            hint = (
+                "give a `height` and `width` in its proportions, or neither; another aspect has other latents to keep"
+            )
+            raise UsageError(problem, hint, "image")
         return draft.inverting(self.start, "RFInversion").encoding("")
 
     def prepare(self, stage: Stage) -> Prepared:
