@@ -76,7 +76,11 @@ def test_a_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(cli, con
     assert done.code == 0, done.err
     assert Path("run/adapter.safetensors").read_bytes() == whole
     done = train(cli, "--resume", "latest", "--output", "run")
-    assert done.code == 2 and "this run is complete" in done.words and "--set training_loop.num_epochs" in done.words
+    assert done.code == 2 and "this run is complete" in done.words and "--set training_loop.num_epochs=4" in done.words
+    done = train(cli, "--resume", "latest", "--output", "run", "--max-steps", "2")
+    assert done.code == 2 and "--max-steps 4" in done.words
+    done = train(cli, "--resume", "run/_checkpoints/0000001_checkpoint.zip", "--output", "other")
+    assert done.code == 0 and "other/adapter.safetensors" in done.files, "an output that is asked for is used"
 
 
 def change(config, **settings):
@@ -248,6 +252,7 @@ def test_what_is_allowed_and_seldom_meant_is_noted(cli, config, oracle_model):
         (("--resume", "a.png"), "is no checkpoint"),
         (("--resume", "none.zip"), "there is no file"),
         (("--resume", "latest"), "`latest` of which run?"),
+        (("--config", "train.json", "--allow-mismatch"), "there is no checkpoint that could differ"),
         (("--resume", "latest", "--output", "none"), "there is no checkpoint in"),
         (("--export", "none.zip"), "there is no file"),
         (("--config", "train.json", "--set", "seed"), "`seed` is no setting"),

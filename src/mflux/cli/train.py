@@ -39,6 +39,9 @@ def train(values: Values) -> None:
         problem = "both a config and a checkpoint are given" if given else "there is no config and no checkpoint"
         raise UsageError(problem, "give `--train-config FILE`, or `--train-checkpoint ZIP` to go on with a run")
 
+    if "allow_mismatch" in values and "train_checkpoint" not in values:
+        raise UsageError("there is no checkpoint that could differ", "leave it out, or give one", "allow_mismatch")
+
     from mflux.training import config as files
 
     settings = read_settings(values)
@@ -82,7 +85,10 @@ def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: P
         problem = f"{spec.training_loop.batch_size} examples cannot be shared by {ranks.count} processes"
         raise UsageError(problem, "give a multiple of their number", "batch_size")
     first = ranks.rank == 0
-    folder = path.parent.parent if saved and path.parent.name == "_checkpoints" else new_folder(spec)
+    moved = "output_path" in values and values.get("train_checkpoint") != "latest"
+    folder = new_folder(spec)
+    if saved and path.parent.name == "_checkpoints" and not moved:
+        folder = path.parent.parent  # the run's own
     cache = expand(spec.examples.cache, "cache") if spec.examples.cache else folder / "_cache"
     flux = Flux1(spec.model, spec.quantize, force=True)
     trainer = Trainer(spec, config, flux, sources, held_out, cache if first else None, ranks)

@@ -96,7 +96,8 @@ class Trainer:
     @property
     def total(self) -> int:
         loop = self.spec.training_loop
-        return min(loop.num_epochs * self.per_epoch, loop.max_steps or loop.num_epochs * self.per_epoch)
+        whole = loop.num_epochs * self.per_epoch
+        return min(whole, loop.max_steps or whole)
 
     def run(self) -> Iterator[Update]:
         """Train from where the run stands to its end.  Raises MfluxError where losses stay not finite."""
@@ -106,7 +107,7 @@ class Trainer:
             summed, gradients = self.ranks.sum(self.gradients(self.ranks.share(slots)))
             gradients, length = clipped(gradients, self.spec.optimizer.max_grad_norm)
             mx.eval(gradients, length)
-            rate, loss, norm = self.updates.rate(self.step), number(summed), number(length)
+            rate, loss, norm = self.updates.rate(self.step), scalar(summed), scalar(length)
             finite = math.isfinite(loss) and math.isfinite(norm)
             if finite:
                 self.apply(gradients, rate)
@@ -129,32 +130,32 @@ class Trainer:
             self.average = {n: decay * old + (1 - decay) * self.factors[n] for n, old in self.average.items()}
             mx.eval(self.average)
 
-    def slots(self, step: int) -> Iterator[Slot]:
-        """The examples of an update, with their noise.  A function of its number and the seed."""
+    def chosen(self, step: int) -> list[tuple[Example, int]]:
+        """The examples of an update with their numbers; where there is a class, as many of it, in its own order."""
         spec, loop = self.spec, self.spec.training_loop
         epoch, index = divmod(step, self.per_epoch)
         size = loop.batch_size * loop.gradient_accumulation_steps
         order = shuffled(len(self.subjects), spec.seed, "shuffle", epoch)[index * size : (index + 1) * size]
-        chosen = [(self.subjects[each], each) for each in order]
-        if self.priors:  # as many of the class, in an order of their own
-            first, count = step * size, len(self.priors)
-            for place in range(first, first + len(order)):
-                turn, position = divmod(place, count)
-                each = shuffled(count, spec.seed, "prior", turn)[position]
-                chosen.append((self.priors[each], len(self.subjects) + each))
+        found = [(self.subjects[each], each) for each in order]
+        for place in range(step * size, step * size + len(order)) if self.priors else ():
+            turn, position = divmod(place, len(self.priors))
+            each = shuffled(len(self.priors), spec.seed, "prior", turn)[position]
+            found.append((self.priors[each], len(self.subjects) + each))
+        return found
+
+    def slots(self, step: int) -> Iterator[Slot]:
+        """The examples of an update, with their noise.  A function of its number and the seed."""
+        spec, loop, chosen = self.spec, self.spec.training_loop, self.chosen(step)
         weights = [example.source.item.weight for example, _ in chosen]
-        is_prior = [example.source.prior for example, _ in chosen]
-        prior_weight = loop.prior.weight if loop.prior else 0.0
-        counts = shares(weights, is_prior, prior_weight)
-        for slot, ((example, number), share) in enumerate(zip(chosen, counts, strict=True)):
-            what = (spec.seed, epoch, number, step, slot)
-            tokens = example.x0.shape[1]
-            level = noise_level(
-                loop.timestep, self.flux.parts.schedule, spec.steps, tokens, uniform(*what, "noise level")
-            )
-            dropped = uniform(*what, "caption") < spec.examples.caption_dropout
+        of_class = [example.source.prior for example, _ in chosen]
+        counts = shares(weights, of_class, loop.prior.weight if loop.prior else 0.0)
+        for slot, ((example, each), share) in enumerate(zip(chosen, counts, strict=True)):
+            what = (spec.seed, step // self.per_epoch, each, step, slot)
+            u, tokens = uniform(*what, "noise level"), example.x0.shape[1]
+            level = noise_level(loop.timestep, self.flux.parts.schedule, spec.steps, tokens, u)
             if example.mirror and uniform(*what, "flip") < 0.5:
                 example = example.mirror
+            dropped = uniform(*what, "caption") < spec.examples.caption_dropout
             branch = example.unconditional if dropped and example.unconditional else example.branch
             noise = mx.random.normal(example.x0.shape, key=key_of(*what, "noise"))
             yield Slot(example, branch, noise, mx.array([level]), share)
@@ -203,7 +204,7 @@ class Trainer:
                 noise = mx.random.normal(example.x0.shape, key=key_of(self.spec.seed, "validation", index, turn))
                 for sigma in validation.sigmas:
                     parts = (example.branch, example.x0, noise, mx.array([sigma]), example.region)
-                    losses.append(number(sample_losses(self.network(example), *parts)[0]))
+                    losses.append(scalar(sample_losses(self.network(example), *parts)[0]))
         return sum(losses) / len(losses)
 
     def save(self, output: Path) -> Path:
@@ -244,7 +245,11 @@ class Trainer:
         for words in changed:
             log.warning(f"{words}: the run will not have the bits that it would have had")
         if saved.step >= self.total:
-            hint = f"train on with `--set training_loop.num_epochs={self.spec.training_loop.num_epochs * 2}`"
+            loop = self.spec.training_loop
+            more = f"--set training_loop.num_epochs={loop.num_epochs * 2}"
+            if loop.max_steps == self.total:
+                more = f"--max-steps {loop.max_steps * 2}"
+            hint = f"train on with `{more}`"
             raise UsageError(f"this run is complete: {saved.step} of {self.total} updates are done", hint, "resume")
         self.factors = by_our_names(saved.adapter, self.factors)
         put_factors(self.layers, self.factors)
@@ -286,6 +291,6 @@ def alike(slots: Sequence[Slot], most: int) -> list[list[Slot]]:
     return batches
 
 
-def number(array: mx.array) -> float:
+def scalar(array: mx.array) -> float:
     """The value of an array of one element."""
     return float(array.item())  # type: ignore[arg-type]

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mflux import Flux1
 from mflux.conditions import Fill, Kontext
 from mflux.engine.request import Config
 from mflux.training import checkpoint as checkpoints
+from mflux.training.config import read_spec
+from mflux.training.dataset import find_sources
 from mflux.training.loss import sample_losses
+from mflux.training.trainer import Trainer
 
 KINDS = {"kontext": "kontext", "fill_edit": "fill", "fill_spatial": "fill"}
 DRAWN = {
@@ -107,3 +111,49 @@ def test_an_edit_s_run_goes_on_to_the_same_bits(editor, tmp_path, kind):
     second.restore(checkpoints.read(path))
     list(second.run())
     assert all(mx.array_equal(value, second.factors[name]) for name, value in whole.factors.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fill_edit", "fill_spatial"])
+def test_one_pair_can_be_learnt_by_heart(tmp_path, kind):
+    """X6: the loss at fixed noise falls below a tenth."""
+    random = np.random.default_rng(0)
+    for name in ("before", "after"):
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).resize((64, 64)).save(tmp_path / f"{name}.png")
+    pair = {"image": "after.png", "input_image": "before.png", "prompt": "make it other"}
+    layers = {"lora_rank": 32, "layer_types": ["attn.to_q", "attn.to_k", "attn.to_v"]}
+    joint = layers | {"block_range": {"start": 0, "end": 3}}
+    joint["layer_types"] = [*layers["layer_types"], "attn.to_out", "ff.linear1", "ff.linear2"]
+    single = layers | {"block_range": {"start": 0, "end": 6}}
+    single["layer_types"] = [*layers["layer_types"], "proj_mlp", "proj_out"]
+    outside = {"layer_types": ["x_embedder", "proj_out"], "lora_rank": 32}
+    config = {
+        "model": "tiny/fill",
+        "kind": kind,
+        "seed": 1,
+        "steps": 8,
+        "guidance": 30,
+        "width": 64,
+        "height": 64,
+        "training_loop": {
+            "num_epochs": 300,
+            "batch_size": 1,
+            "gradient_checkpointing": False,
+            "timestep": {"mode": "uniform", "low": 0.3},
+        },
+        "optimizer": {"name": "AdamW", "learning_rate": 0.002},
+        "save": {"output_path": "run", "checkpoint_frequency": 1000},
+        "instrumentation": {"validation": {"path": ".", "images": [pair], "sigmas": [0.4, 0.6, 0.8]}},
+        "lora_layers": {
+            "transformer_blocks": joint,
+            "single_transformer_blocks": single,
+            "outside_blocks": outside,
+        },
+        "examples": {"path": ".", "images": [pair]},
+    }
+    spec = read_spec(config, "train.json", tmp_path)
+    run = Trainer(spec, config, Flux1("tiny/fill"), *find_sources(spec, tmp_path, "train.json"))
+    before = run.validate()
+    list(run.run())
+    after = run.validate()
+    assert after < 0.1 * before, (before, after)
