@@ -73,16 +73,23 @@ def steps() -> dict[str, Callable[[], mx.array]]:
     return {"plain": step(), "one edit": step(one), "two edits": step(one, other)}
 
 
+def counts(contenders: dict[str, Callable[[], mx.array]]) -> dict[str, int]:
+    """Operations of each; nothing is evaluated."""
+    operations = {}
+    for name, call in contenders.items():
+        with counted() as found:
+            call()
+        operations[name] = sum(found)
+    return operations
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--count", action="store_true")
     options = parser.parse_args()
-    contenders, operations = steps(), {}
-    for name, call in contenders.items():
-        with counted() as found:
-            call()
-        operations[name] = sum(found)
+    contenders = steps()
+    operations = counts(contenders)
     print(f"BLAS {runtime._blas}; {TEXT} text + {SIDE * SIDE // 256} image tokens, medians of {options.rounds}")
     calls: dict[str, Callable[[], object]] = {
         name: lambda call=call: mx.eval(call()) for name, call in contenders.items()

@@ -194,6 +194,26 @@ def test_maps_that_are_not_there_are_refused_before_weights_are_read(refused, bl
     assert refused(*blind("dev"), *SMALL, "--concepts", "star", *flags, command="mflux-concept")[0] == error
 
 
+@pytest.mark.parametrize("command", ["mflux-generate-rf-inversion", "mflux-generate-fluxspace"])
+def test_a_picture_of_another_aspect_is_not_inverted(refused, blind, tmp_path, command):
+    wide = hostile.picture(tmp_path / "wide.png", 128, 32)
+    edit = ("--edit-prompt", "red") if "fluxspace" in command else ()
+    size = ("--height", "64", "--width", "64")
+    error, hint = refused(*blind("dev"), *size, *edit, "--image-path", wide, command=command)
+    assert error == "`--image-path`: 128 x 32 px would be stretched to 64 x 64 px"
+    assert hint.startswith("give a `--height` and `--width` in its proportions, or neither")
+
+
+def test_a_window_beyond_the_run_warns_and_draws_the_plain_picture(on):
+    words = ("--prompt", "a star", *SMALL)
+    edited = on("mflux-generate-fluxspace", "dev", *words, "--edit-prompt", "red", "--edit-start", "9")
+    assert "note: FluxSpace begins at step 9, but the run has 1: it does nothing" in edited.words
+    plain = on("mflux-generate", "dev", *words, "--output", "plain.png")
+    assert np.array_equal(pixels(edited.out.strip()), pixels(plain.out.strip()))
+    told = on("mflux-generate-fluxspace", "schnell", *words, "--edit-prompt", "red", "--output", "quick.png")
+    assert told.code == 0 and "FluxSpace was made for models with guidance; this one has none" in told.words
+
+
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
 
 

@@ -1,6 +1,8 @@
 """FluxSpace: what is bit-identical, what the mathematics promise, and what is refused.  F1..F17 of methods.md."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -201,6 +203,15 @@ def test_a_step_is_one_pass_with_three_attentions_a_joint_block(flux, monkeypatc
     draw(flux, FluxSpace("red", start=1, stop=2))
     assert len(passes) == 3
     assert len(lengths) == 3 * (config.num_layers + config.num_single_layers) + 2 * config.num_layers
+
+
+def test_a_step_that_edits_costs_less_than_a_third_of_a_plain_one_more():  # counted at FLUX.1's width
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    import inside
+
+    operations = inside.counts(inside.steps())
+    assert operations["plain"] < operations["one edit"] <= inside.MOST_OPERATIONS * operations["plain"]
+    assert operations["two edits"] - operations["one edit"] < operations["one edit"] - operations["plain"]
 
 
 def test_a_constant_map_selects_everything_and_is_finite():  # F16
