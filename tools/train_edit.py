@@ -27,16 +27,16 @@ ROOT = Path(__file__).parent.parent
 PLAIN = SceneKind(two_objects=0, styled=0, dotted=0)
 PROMPTS = {shape: f"add a dot to the {shape}" for shape in ("circle", "square", "triangle", "star", "heart")}
 KINDS = {"channels": "fill_edit", "spatial": "fill_spatial"}
-PAIRS, UPDATES = 64, 500
+PAIRS, UPDATES, RATE = 256, 300, 0.003
 
 
 def scenes(seed: int, count: int) -> list[Scene]:
-    """Random scenes whose dot can be seen."""
+    """Random scenes with a large object whose dot can be seen."""
     rng, found = np.random.default_rng(seed), []
     while len(found) < count:
         scene = sample_scene(rng, PLAIN)
         (thing,) = scene.things
-        if thing.shape in PROMPTS and (thing.color, scene.background) != ("white", "black"):
+        if thing.shape in PROMPTS and thing.size == "large" and (thing.color, scene.background) != ("white", "black"):
             found.append(scene)
     return found
 
@@ -64,8 +64,8 @@ def write_run(folder: Path, mode: str, updates: int, embedder: bool) -> Path:
         layers["outside_blocks"] = {"layer_types": ["x_embedder"], "lora_rank": 64}
     changed = {"model": "tiny/fill", "kind": KINDS[mode], "training_loop": loop, "lora_layers": layers}
     changed["examples"] = {"path": str(folder), "images": items}
-    changed["optimizer"] = base["optimizer"] | {"schedule": {"name": "cosine", "warmup_steps": 20}}
-    changed["optimizer"]["schedule"]["total_steps"] = updates
+    schedule = {"name": "cosine", "warmup_steps": 20, "total_steps": updates}
+    changed["optimizer"] = base["optimizer"] | {"learning_rate": RATE, "schedule": schedule}
     path = folder / "train.json"
     path.write_text(json.dumps(base | changed))
     return path
