@@ -71,7 +71,7 @@ def test_a_large_target_is_planned_in_tiles_of_the_model_s_own_size(random_flux,
     assert large.memory_bytes < plan(1024, 1024).memory_bytes * 4
 
 
-@pytest.mark.parametrize("condition", [FluxSpace("red"), Concepts(["red", "star"]), RFInversion(picture())])
+@pytest.mark.parametrize("condition", [FluxSpace("red"), Concepts(["red", "star"]), RFInversion(picture(48, 48))])
 def test_what_has_to_see_the_whole_picture_is_refused_with_tiles(random_flux, net, condition):
     flux = random_flux("dev")
     for pair in ([Upscale(picture(), model=net), condition], [condition, Upscale(picture(), model=net)]):
