@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from captions import PLACES
 from classifier import Read, Reading, read
 from clock import log
 from evaluate import plain_prompt, table
@@ -148,13 +149,13 @@ def other_color(scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def concepts(paint: Painter, count: int, pairs: str) -> tuple[dict[str, dict[str, float]], list[list[np.ndarray]]]:
-    """Each object is looked for by its colour, beside the background's, in drawn pictures and in given ones."""
+    """Each object is looked for by its phrase, beside the background's colour, in drawn and in given pictures."""
     overlaps: dict[str, list[float]] = {"given picture": [], "drawn picture": []}
     shown = []
     kind = SceneKind(two_objects=1, pairs=pairs, styled=0, dotted=0)
     apart = [one for one in scenes(3 * count, kind, 940) if one.things[0].color != one.things[1].color][:count]
     for seed, scene in enumerate(apart):
-        words = [thing.color for thing in scene.things]
+        words = [f"{thing.color} {thing.shape} {PLACES[thing.place][0]}" for thing in scene.things]
         source = np.asarray(draw(scene))
         for name, image in (("given picture", source), ("drawn picture", None)):
             condition = Concepts(words, [scene.background], layers=LAYERS, image=image, noise_level=image_level(image))
