@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 PLAIN = SceneKind(two_objects=0, styled=0, dotted=0)
 PROMPTS = {shape: f"add a dot to the {shape}" for shape in ("circle", "square", "triangle", "star", "heart")}
 KINDS = {"channels": "fill_edit", "spatial": "fill_spatial"}
-PAIRS, UPDATES, RATE = 256, 300, 0.003
+PAIRS, UPDATES, RATE = 256, 500, 0.003
 
 
 def scenes(seed: int, count: int) -> list[Scene]:

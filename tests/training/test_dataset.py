@@ -87,3 +87,11 @@ def test_a_weight_multiplies_an_example_s_loss(trainer):
         for slot in slots.values()
     )
     assert run.gradients(list(slots.values()))[0].item() == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(random_flux, tmp_path):
+    """A file where the folder should be; a full disk ends in the same error."""
+    folder = tmp_path / "file"
+    folder.write_text("")
+    cache = Cache(folder, random_flux("dev").parts.source, None)
+    assert cache.of(lambda: {"x": mx.ones(2)}, "this")["x"].tolist() == [1, 1]

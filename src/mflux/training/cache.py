@@ -3,12 +3,14 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 
 from mflux.runtime import on_cpu
+from mflux.weights.files import write_tensors
 from mflux.weights.resolve import ModelSource
 
 ENCODERS = ("text_encoder", "text_encoder_2", "vae")
@@ -41,8 +43,12 @@ class Cache:
         made = dict(make())
         mx.eval(made)
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.safetensors")
-            mx.save_safetensors(str(partial), made)
-            partial.replace(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_tensors(partial, made, {})
+                partial.replace(path)
+            except OSError:  # what cannot be kept is made again
+                with suppress(OSError):
+                    partial.unlink()
         return made

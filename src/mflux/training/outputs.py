@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import mlx.core as mx
 import numpy as np
 from PIL import Image
 
 from mflux.engine.request import Config
-from mflux.errors import UsageError
+from mflux.errors import MfluxError, UsageError
 from mflux.models.lora import Factors
 from mflux.training.plots import draw_losses
 from mflux.training.spec import Spec
+from mflux.weights.files import write_tensors
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,11 @@ def write_adapters(folder: Path, files: Mapping[str, Factors]) -> Iterator[Path]
     for layout, tensors in files.items():
         target = folder / ("adapter.safetensors" if layout == "diffusers" else f"adapter_{layout}.safetensors")
         temporary = target.with_suffix(".partial.safetensors")
-        mx.save_safetensors(str(temporary), tensors)
-        temporary.replace(target)
+        try:
+            write_tensors(temporary, tensors, {"format": "pt"})
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            problem = f"`{target}` cannot be written ({error.strerror})"
+            raise MfluxError(problem, "make room, then write it from the last checkpoint with `--export`") from None
         yield target
