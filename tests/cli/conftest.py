@@ -4,9 +4,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hostile
+import numpy as np
 import pytest
+from PIL import Image
 
 from mflux.cli.commands import BY_NAME
 from mflux.cli.main import main
@@ -91,3 +94,23 @@ def blind(oracle_model: Callable[[str], Path], tmp_path: Path) -> Callable[[str]
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """A picture and a mask of its size."""
     return hostile.picture(tmp_path / "picture.png"), hostile.mask(tmp_path / "mask.png")
+
+
+@pytest.fixture
+def training_config(oracle_model) -> dict[str, Any]:
+    """A train.json of one update of one layer, and its picture in the working folder."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save("a.png")
+    layers = {"block_range": {"start": 0, "end": 1}, "layer_types": ["attn.to_q"], "lora_rank": 2}
+    return {
+        "model": str(oracle_model("dev")),
+        "seed": 1,
+        "steps": 2,
+        "guidance": 3,
+        "width": 64,
+        "height": 64,
+        "training_loop": {"num_epochs": 1, "batch_size": 1},
+        "optimizer": {"name": "AdamW", "learning_rate": 0.01},
+        "save": {"output_path": "run", "checkpoint_frequency": 1},
+        "lora_layers": {"single_transformer_blocks": layers},
+        "examples": {"path": ".", "images": [{"image": "a.png", "prompt": "a thing"}]},
+    }

@@ -8,32 +8,15 @@ import json
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from test_bad_input import DAMAGE, EASY, JSON, turned
-
-LAYERS = {"block_range": {"start": 0, "end": 1}, "layer_types": ["attn.to_q"], "lora_rank": 2}
 
 
 @pytest.fixture
-def config(oracle_model):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save("a.png")
-    return {
-        "model": str(oracle_model("dev")),
-        "seed": 1,
-        "steps": 2,
-        "guidance": 3,
-        "width": 64,
-        "height": 64,
-        "training_loop": {"num_epochs": 1, "batch_size": 1},
-        "optimizer": {"name": "AdamW", "learning_rate": 0.01},
-        "save": {"output_path": "run", "checkpoint_frequency": 1},
-        "lora_layers": {"single_transformer_blocks": LAYERS},
-        "examples": {"path": ".", "images": [{"image": "a.png", "prompt": "a thing"}]},
-    }
+def config(training_config):
+    return training_config
 
 
 def answered(outcome) -> None:

@@ -20,24 +20,10 @@ from mflux.weights.files import read_header
 
 
 @pytest.fixture
-def config(oracle_model):
+def config(training_config):
     """A run of two updates, in the working folder's train.json."""
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save("a.png")
-    layers = {"block_range": {"start": 0, "end": 1}, "layer_types": ["attn.to_q"], "lora_rank": 2}
-    value = {
-        "model": str(oracle_model("dev")),
-        "seed": 1,
-        "steps": 2,
-        "guidance": 3,
-        "width": 64,
-        "height": 64,
-        "training_loop": {"num_epochs": 2, "batch_size": 1},
-        "optimizer": {"name": "AdamW", "learning_rate": 0.01},
-        "save": {"output_path": "run", "checkpoint_frequency": 1},
-        "instrumentation": {"plot_frequency": 1, "generate_image_frequency": 2, "validation_prompt": "a thing"},
-        "lora_layers": {"single_transformer_blocks": layers},
-        "examples": {"path": ".", "images": [{"image": "a.png", "prompt": "a thing"}]},
-    }
+    watched = {"plot_frequency": 1, "generate_image_frequency": 2, "validation_prompt": "a thing"}
+    value = training_config | {"training_loop": {"num_epochs": 2, "batch_size": 1}, "instrumentation": watched}
     Path("train.json").write_text(json.dumps(value))
     return value
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 from classifier import score, read, stands_out
@@ -131,22 +133,28 @@ def product_painter(variant: str, guidance: float, strength: float) -> Paint:
     return steered
 
 
+@cache
+def shipped(kind: str, folder: str) -> Any:
+    """A shipped network of the product, loaded once for all pictures."""
+    from mflux.weights.load import load_network
+
+    return load_network(kind, SHIPPED / folder)
+
+
 def round_trip(picture: np.ndarray) -> np.ndarray:
     """Through the shipped VAE, by the product."""
     import mlx.core as mx
 
     from mflux.images.picture import from_pixels, to_pixels
-    from mflux.weights.load import load_network
 
-    vae = load_network("vae", SHIPPED / "base" / "vae")
+    vae = shipped("vae", "base/vae")
     return from_pixels(np.array(vae.decode(vae.encode(mx.array(to_pixels(picture))))))[0]
 
 
 def product_depth(picture: Image.Image) -> np.ndarray:
     from mflux.conditions.depth import depth_map
-    from mflux.weights.load import load_network
 
-    return depth_map(load_network("depth_pro", SHIPPED / "control" / "depth_pro"), np.asarray(picture))
+    return depth_map(shipped("depth_pro", "control/depth_pro"), np.asarray(picture))
 
 
 def main() -> None:

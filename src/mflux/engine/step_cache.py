@@ -150,9 +150,9 @@ def horner(polynomial: tuple[float, ...], x: float) -> float:
     return value
 
 
-def make_step_cache(choice: StepCacheChoice | None, task: str) -> StepCache | None:
+def make_step_cache(choice: StepCacheChoice, task: str) -> StepCache | None:
     """The cache that was asked for; None for one that would never leave a step out."""
-    if choice is None or choice.off:
+    if choice.off:
         return None
     if choice.kind == "fb":
         return FirstBlockCache(choice.amount)
