@@ -84,6 +84,7 @@ ROWS = (
     ),
     Row("dev-upscaler", "dev", "upscaler", BFL + "dev", steps=28),
     Row("tiny", "tiny", "base", folder="base", **DEMO),
+    Row("tiny/schnell", "tiny", "base", folder="schnell", companion="tiny", **(DEMO | {"guidance": None})),
     Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
     Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
     Row("tiny/depth", "tiny", "depth", folder="control", companion="tiny", **DEMO),
