@@ -2,9 +2,9 @@
 
 diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the stages of a
 variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too, `redux/`
-its picture encoder and embedder, the panels' stages an adapter. `schnell` is no stage: it is the shipped base with its
-guidance built in. A base that draws worse than the shipped one is refused
-(64 pictures of three sets; `--force` skips the comparison).
+its picture encoder and embedder, the panels' stages an adapter. Two are no stages: `schnell` is the shipped base with
+its guidance built in, `vae` the VAE alone, for a decoder that was made better. A base that draws worse than the shipped
+one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
 
 from __future__ import annotations
@@ -85,10 +85,14 @@ def _name_as_released(path: Path, prefix: str) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def write_vae(folder: Path) -> None:
+    AutoencoderKL.from_pretrained(VAE_FOLDER).to(torch.bfloat16).save_pretrained(folder / "vae")
+
+
 def write_base(networks: Networks, folder: Path) -> None:
     """The whole model: networks, VAE, tokenizers, scheduler, index."""
     write_networks(networks, folder, PARTS)
-    AutoencoderKL.from_pretrained(VAE_FOLDER).to(torch.bfloat16).save_pretrained(folder / "vae")
+    write_vae(folder)
     FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
     shutil.copytree(CLIP_FOLDER, folder / "tokenizer", dirs_exist_ok=True)
     shutil.copytree(T5_FOLDER, folder / "tokenizer_2", dirs_exist_ok=True)
@@ -131,12 +135,12 @@ def write_schnell(guidance: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*STAGES, "schnell"])
+    parser.add_argument("stage", choices=[*STAGES, "schnell", "vae"])
     parser.add_argument("--guidance", type=float, default=3.5)
     parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
     options = parser.parse_args()
-    if options.stage == "schnell":
-        write_schnell(options.guidance)
+    if options.stage in ("schnell", "vae"):
+        write_schnell(options.guidance) if options.stage == "schnell" else write_vae(SHIPPED / "base")
         return
     networks = trained(options.stage)
     variant = STAGES[options.stage].variant
