@@ -256,8 +256,7 @@ def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ..
     if ("image" in values) == ("source" in values):
         problem = "both kinds of control image are given" if "image" in values else "there is no control image"
         raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
-    if "image" in values and "side_files" in values:
-        raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
+    check_making(values, {kind} if "source" in values else set(), "--image-path")
     from mflux import conditions
 
     names = ("image", "source", "canny_low", "canny_high", "depth_model", "fit")
@@ -270,12 +269,6 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
     if not pictures:
         hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
         raise UsageError("there is no control image", hint)
-    if "source" not in values:
-        for name in ("side_files", "canny_low", "canny_high", "depth_model"):
-            if name in values:
-                raise UsageError(
-                    "there are no edges to find", "give `--controlnet-image-path` to have a map made", name
-                )
     each_own = {"ControlNet.model": "model"} | {name: name for name in ("strength", "mode", "start", "end")}
     for key in each_own:
         if len(values.get(key, ())) not in (0, 1, len(pictures)):
@@ -284,7 +277,7 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
     from mflux import conditions
 
     shared = given(values, "canny_low", "canny_high", "depth_model", "fit")
-    return tuple(
+    made = tuple(
         conditions.ControlNet(
             **{name: picture},
             **{
@@ -294,6 +287,18 @@ def controlnet_conditions(values: Values) -> tuple[Any, ...]:
         )
         for index, (name, picture) in enumerate(pictures)
     )
+    check_making(values, {each.map.kind for each in made if each.source is not None}, "--controlnet-image-path")
+    return made
+
+
+def check_making(values: Values, kinds: set[str], picture: str) -> None:
+    """Refuse flags about making a map where none of that kind is made; picture: the flag of what one is made from."""
+    needs = {"canny_low": {"canny"}, "canny_high": {"canny"}, "depth_model": {"depth"}}
+    needs["side_files"] = set(values.get("side_files", ()))
+    for name, makers in needs.items():
+        if name in values and not makers & kinds:
+            problem = f"no {' or '.join(makers)} map is made" if kinds else "the map is yours already"
+            raise UsageError(problem, f"leave it out, or give `{picture}` to have one made", name)
 
 
 def upscale_conditions(values: Values) -> tuple[Any, ...]:
