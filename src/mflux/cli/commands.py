@@ -78,7 +78,7 @@ def fill_conditions(values: Values) -> tuple[Any, ...]:
         raise UsageError("an edit mode keeps no pixels anyway", "leave one of the two out", "composite")
     from mflux import conditions
 
-    fields = given(values, "image", "mask", "edit_mode", "outpaint")
+    fields = given(values, "image", "mask", "edit_mode", "outpaint", "fit")
     return (conditions.Fill(**fields, composite=not values.get("composite", False)),)
 
 
@@ -309,8 +309,8 @@ def upscale_conditions(values: Values) -> tuple[Any, ...]:
     return (conditions.Upscale(**{field: values[key] for key, field in names.items() if key in values}),)
 
 
-def fit(owner: str) -> Option:
-    return Option("--fit", f"{owner}.fit", "how the map is brought to an asked size: stretch (default), crop or pad")
+def fit(owner: str, what: str = "the map") -> Option:
+    return Option("--fit", f"{owner}.fit", f"how {what} is brought to an asked size: stretch (default), crop or pad")
 
 
 def depth_model(owner: str) -> Option:
@@ -373,6 +373,7 @@ COMMANDS = (
                 "without a mask, for adapters trained so: the picture in the extra channels (channels) or beside "
                 "the drawn one (spatial)",
             ),
+            fit("Fill", "the picture"),
         ),
         fill_conditions,
         default_model="fill",
