@@ -36,7 +36,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def random_flux(oracle_model: Callable[[str], Path]) -> Callable[[str], Flux1]:
     """A tiny random Flux1, opened once a session: dev, schnell, fill, kontext; redux is dev with Redux' parts, ic-edit
-    is fill with the built-in model's small panels."""
+    is fill with the built-in model's small panels, and `dev, 32 px` draws larger pictures in tiles of that size."""
     opened: dict[str, Flux1] = {}
 
     def open_one(name: str) -> Flux1:
@@ -57,4 +57,9 @@ def with_small_panels(oracle_model: Callable[[str], Path]) -> Flux1:
     return Flux1(replace(resolve(str(oracle_model("fill"))), row=BY_NAME["tiny/ic-edit"]))
 
 
-VARIANTS = {"redux": with_redux, "ic-edit": with_small_panels}
+def with_small_tiles(oracle_model: Callable[[str], Path]) -> Flux1:
+    source = resolve(str(oracle_model("dev")))
+    return Flux1(replace(source, row=replace(source.row, side=32)))
+
+
+VARIANTS = {"redux": with_redux, "ic-edit": with_small_panels, "dev, 32 px": with_small_tiles}

@@ -10,9 +10,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from mflux import Config, Flux1, UsageError
 from mflux.conditions import (
+    HOMES,
     Concepts,
     Control,
     ControlNet,
@@ -35,7 +37,9 @@ from mflux.engine.slots import Condition, request_from_json
 MODELS = Path(__file__).parents[1] / "data" / "oracle" / "models"
 CONTROLNET, UNION = str(MODELS / "controlnet"), str(MODELS / "controlnet-union")  # of different depths
 ADAPTER = str(MODELS.parent / "cases" / "ip-adapter" / "ip_adapter.safetensors")
-CLIP_VISION = str(MODELS / "clip-vision")
+CLIP_VISION, DEPTH_PRO = str(MODELS / "clip-vision"), str(MODELS / "depth-pro")
+EMBEDS = np.random.default_rng(4).normal(size=(2, 24))  # what CLIP would see in two pictures
+WHITE = np.full((48, 64), 255, np.uint8)
 SIZE = {"height": 48, "width": 64}
 CONFIG = Config(num_inference_steps=3, max_sequence_length=16, **SIZE)
 
@@ -56,6 +60,15 @@ def make_mask(folder: Path) -> Path:
     return path
 
 
+def make_lora(folder: Path) -> str:
+    """An adapter of the tiny fill network."""
+    random, layer = np.random.default_rng(0), "transformer.transformer_blocks.0.attn.to_q"
+    factors = {f"{layer}.lora_A.weight": (4, 32), f"{layer}.lora_B.weight": (32, 4)}
+    path = folder / "lora.safetensors"
+    save_file({name: random.standard_normal(shape, np.float32) for name, shape in factors.items()}, path)
+    return str(path)
+
+
 @dataclass(frozen=True)
 class Row:
     """One condition, the model it runs on, and how to turn it off (None: it cannot be)."""
@@ -64,7 +77,9 @@ class Row:
     model: str
     make: Callable[[Path, Path], Sequence[Condition]]
     off: Callable[[Path, Path], Sequence[Condition]] | None = None
+    plain: Callable[[Path, Path], Sequence[Condition]] = lambda picture, mask: []  # what it is when it is off
     given: bool = False  # the picture is a given one, whatever the texts say
+    tiled: bool = False  # it draws in tiles, which what sees the whole picture refuses
 
 
 ROWS = [
@@ -78,7 +93,7 @@ ROWS = [
         "inpaint",
         "dev",
         lambda picture, mask: [Inpaint(picture, mask, strength=0.7)],
-        off=lambda picture, mask: [Inpaint(picture, np.full((48, 64), 255, np.uint8))],
+        off=lambda picture, mask: [Inpaint(picture, WHITE)],
     ),
     Row("fill", "fill", lambda picture, mask: [Fill(picture, mask)]),
     Row(
@@ -101,12 +116,25 @@ ROWS = [
     Row("in-context", "dev", lambda picture, mask: [InContext(picture)]),
     Row("in-context, on top", "dev", lambda picture, mask: [InContext(picture, layout="tb")]),
     Row("in-context edit", "ic-edit", lambda picture, mask: [InContextEdit(picture, lora="")]),
+    Row(
+        "in-context edit, by a LoRA",
+        "ic-edit",
+        lambda picture, mask: [InContextEdit(picture, lora=make_lora(picture.parent))],
+    ),
     Row("try-on", "fill", lambda picture, mask: [TryOn(picture, mask, picture)]),
     Row("fill, edit in channels", "fill", lambda picture, mask: [Fill(picture, edit_mode="channels")]),
     Row("fill, edit beside", "fill", lambda picture, mask: [Fill(picture, edit_mode="spatial")]),
     Row("fill, outpaint", "fill", lambda picture, mask: [Fill(picture, mask, outpaint=[0, 16, 0, 0])]),
     Row("redux, added up", "redux", lambda picture, mask: [Redux([picture, mask], combine="sum")]),
-    Row("masked edit", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, strength=0.7)]),
+    Row(
+        "masked edit",
+        "kontext",
+        lambda picture, mask: [MaskedEdit(picture, mask, strength=0.7)],
+        off=lambda picture, mask: [MaskedEdit(picture, WHITE, feather=0)],
+        plain=lambda picture, mask: [Kontext(picture, fit="own")],
+    ),
+    Row("masked edit, a crop", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, crop=4)]),
+    Row("masked edit, latents", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, composite="latent")]),
     Row("masked edit, reference", "kontext", lambda picture, mask: [MaskedEdit(picture, mask, mask, fit="own")]),
     Row(
         "fluxspace + image-to-image",
@@ -141,6 +169,12 @@ ROWS = [
     Row("fill + image-to-image", "fill", lambda picture, mask: [ImageToImage(picture, 0.4), Fill(picture, mask)]),
     Row("control", "control", lambda picture, mask: [Control(picture)]),
     Row("control from edges", "control", lambda picture, mask: [Control(source=picture, kind="canny")]),
+    Row("control from depth", "control", lambda picture, mask: [Control(source=picture, depth_model=DEPTH_PRO)]),
+    Row(
+        "controlnet from depth",
+        "dev",
+        lambda picture, mask: [ControlNet(source=picture, model=UNION, mode="depth", depth_model=DEPTH_PRO)],
+    ),
     Row(
         "controlnet",
         "dev",
@@ -158,11 +192,18 @@ ROWS = [
         lambda picture, mask: [Upscale(picture, model=CONTROLNET)],
         off=lambda picture, mask: [Upscale(picture, strength=0, model=CONTROLNET)],
     ),
+    Row("upscale in tiles", "dev, 32 px", lambda picture, mask: [Upscale(picture, model=CONTROLNET)], tiled=True),
     Row(
         "ip-adapter",
         "dev",
         lambda picture, mask: [IPAdapter(ADAPTER, picture, encoder=CLIP_VISION)],
         off=lambda picture, mask: [IPAdapter(ADAPTER, picture, scale=0.0, encoder=CLIP_VISION)],
+    ),
+    Row(
+        "ip-adapter by embeds + image-to-image",
+        "dev",
+        lambda picture, mask: [IPAdapter(ADAPTER, embeds=EMBEDS), ImageToImage(picture, 0.3)],
+        off=lambda picture, mask: [IPAdapter(ADAPTER, embeds=EMBEDS, scale=0.0), ImageToImage(picture, 0.0)],
     ),
     Row(
         "ip-adapter + controlnet + image-to-image",
@@ -190,6 +231,7 @@ ROWS = [
     Row("redux + controlnet", "redux", lambda picture, mask: [Redux(picture), ControlNet(picture, CONTROLNET)]),
 ]
 OFF = [row for row in ROWS if row.off]
+WHOLE = [row for row in ROWS if not row.tiled]
 
 
 @pytest.fixture(params=ROWS, ids=lambda row: row.name)
@@ -210,10 +252,15 @@ def latents(image: Any) -> np.ndarray:
     return np.array(image.artifacts["latents"])
 
 
+def test_every_condition_is_asked(files):
+    asked = {type(condition).__name__ for row in ROWS for condition in row.make(*files)}
+    assert asked == set(HOMES)
+
+
 @pytest.mark.parametrize("row", OFF, ids=lambda row: row.name)
 def test_off_is_the_plain_picture_bit_for_bit(row, files, random_flux):
     flux = random_flux(row.model)
-    plain, off = draw(flux, []), draw(flux, row.off(*files))
+    plain, off = draw(flux, row.plain(*files)), draw(flux, row.off(*files))
     assert np.array_equal(latents(plain), latents(off))
     assert np.array_equal(np.asarray(plain.image), np.asarray(off.image))
 
@@ -221,7 +268,8 @@ def test_off_is_the_plain_picture_bit_for_bit(row, files, random_flux):
 @pytest.mark.parametrize("row", OFF, ids=lambda row: row.name)
 def test_on_is_another_picture_than_the_plain_one(row, files, random_flux):
     flux = random_flux(row.model)
-    assert np.abs(latents(draw(flux, [])) - latents(draw(flux, row.make(*files)))).max() > 0.1
+    plain, on = draw(flux, row.plain(*files)), draw(flux, row.make(*files))
+    assert np.abs(latents(plain) - latents(on)).max() > 0.1
 
 
 def test_a_batch_of_seeds_draws_what_each_draws_alone(row, files, random_flux):
@@ -248,6 +296,28 @@ def test_it_composes_with_true_cfg(row, files, random_flux):
     other = latents(draw(flux, conditions, config=guided, negative_prompt="snow"))
     assert np.abs(plain - same).max() <= 1e-4  # v + 2 (v - v): guidance away from the prompt itself changes nothing
     assert row.given or np.abs(plain - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("row", WHOLE, ids=lambda row: row.name)
+def test_looking_for_concepts_changes_no_bit(row, files, random_flux):
+    flux = random_flux(row.model)
+    others = [condition for condition in row.make(*files) if not isinstance(condition, Concepts)]
+    plain, seen = draw(flux, others), draw(flux, [*others, Concepts(["red", "star"])])
+    assert "segmentation" in seen.artifacts
+    assert np.array_equal(latents(plain), latents(seen))
+    assert np.array_equal(np.asarray(plain.image), np.asarray(seen.image))
+
+
+@pytest.mark.parametrize(
+    ("row", "true_cfg"),
+    [*(pytest.param(row, 1.0, id=row.name) for row in WHOLE), pytest.param(WHOLE[0], 2.0, id="true CFG")],
+)
+def test_a_step_cache_that_leaves_nothing_out_changes_no_bit(row, files, random_flux, true_cfg):
+    flux, conditions, config = random_flux(row.model), row.make(*files), replace(CONFIG, true_cfg=true_cfg)
+    plain = latents(draw(flux, conditions, config=config))
+    for cache in ("fb:0", "fb:1e-6"):  # off, and one that always finds too much of a change
+        cached = draw(flux, conditions, config=replace(config, step_cache=cache))
+        assert np.array_equal(plain, latents(cached))
 
 
 def test_the_request_survives_json(row, files, random_flux):
