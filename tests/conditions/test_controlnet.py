@@ -13,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 from mflux import Config, Flux1, ModelError, UsageError
 from mflux.conditions import ControlNet
 from mflux.conditions.controlnet import MODES, in_window, mode_number
+from mflux.engine.denoise import At
 from mflux.engine.latents import grid_ids
-from mflux.engine.slots import Branch, Condition, Hooks, Inputs, Prepared, Run
+from mflux.engine.slots import Branch, Condition, Hooks, Inputs, Plan, Prepared, Run, merge
 from mflux.images.canny import canny
-from mflux.models.controlnet import residual_of
-from mflux.models.transformer import rope_table
+from mflux.models.controlnet import FluxControlNet, residual_of
+from mflux.models.transformer import FluxTransformer, add_residuals, rope_table
 from mflux.weights.load import load_network
 from mflux.weights.resolve import Side
 
@@ -115,6 +116,33 @@ def test_strengths_of_several_add_up(trajectory, net, union):
     assert np.abs(trajectory(one, foreign) - trajectory(one)).max() > 1e-2
 
 
+def begun(flux, *conditions, config=CONFIG) -> tuple[Plan, Hooks]:
+    """The plan of a run, and the functions of its conditions as they are bound when it begins."""
+    plan = flux.plan(1, "x", config, conditions=conditions)
+    _, prepared = flux._prepare(plan)
+    branch = Branch(mx.zeros((1, 16, 48)), mx.zeros((1, 32)), plan.guidance)
+    run = Run(plan, mx.zeros((1, 12, 64)), (branch,), Inputs(), None, (1,), None, None)
+    return plan, merge([each.bind(run) for each in prepared])
+
+
+def test_each_block_gets_the_sum_of_what_different_controlnets_add_alone(random_flux, net, union):
+    latents, image = (mx.random.normal((1, 12, width), key=mx.random.key(width)) for width in (64, 48))
+
+    def added(*conditions) -> list[np.ndarray]:
+        """What the first step adds after each block."""
+        plan, hooks = begun(random_flux("dev"), *conditions)
+        found = [make(latents, At(0, *plan.sigmas[:2]), None) for make in hooks.residuals]
+        blocks = [("joint", index) for index in range(2)] + [("single", index) for index in range(3)]
+        return [np.array(add_residuals(found, *block, image) - image) for block in blocks]
+
+    first = ControlNet(picture(), net, strength=0.3)
+    second = ControlNet(picture()[::-1], union, strength=0.6, mode="depth")  # has no single blocks
+    one, other, both = added(first), added(second), added(first, second)
+    assert [block.any() for block in other] == [True, True, False, False, False]
+    for alone, beside, together in zip(one, other, both, strict=True):
+        assert np.abs(together - (alone + beside)).max() <= 1e-5 * np.abs(together).max()
+
+
 @dataclass(frozen=True)
 class Counting(Condition):
     """Adds nothing, and counts how often it is asked to."""
@@ -167,16 +195,9 @@ def test_it_works_beside_a_model_without_guidance(trajectory, net, oracle_model,
 
 
 def test_guidance_zero_reaches_the_controlnet_as_zero(random_flux, net):
-    seen = []
     for guidance in (0.0, 3.5):
-        config = replace(CONFIG, guidance=guidance)
-        plan = random_flux("dev").plan(1, "x", config, conditions=[ControlNet(picture(), net)])
-        (prepared,) = random_flux("dev")._prepare(plan)[1]
-        branch = Branch(mx.zeros((1, 16, 48)), mx.zeros((1, 32)), plan.guidance)
-        run = Run(plan, mx.zeros((1, 12, 64)), (branch,), Inputs(), None, (1,), None, None)
-        (steering,) = prepared.bind(run).residuals
-        seen.append(steering.branch.guidance)
-    assert seen == [0.0, 3.5]
+        _, hooks = begun(random_flux("dev"), ControlNet(picture(), net), config=replace(CONFIG, guidance=guidance))
+        assert [steering.branch.guidance for steering in hooks.residuals] == [guidance]
 
 
 def drop(folder: Path, word: str) -> None:
@@ -305,3 +326,13 @@ def test_the_mode_is_one_more_text_token_of_the_controlnet_alone(union, net):
     table = plain.modulate(mx.array([0.5]), mx.array([3.5]), mx.zeros((1, 32)))
     found = plain(tokens, tokens, text, table, rope_table(ids[1:], plain.config.axes_dims_rope))
     assert [each.shape for each in (*found.joint, *found.single)] == [(1, 12, 48)] * 3
+
+
+def test_the_mode_s_token_lengthens_the_controlnet_s_sequence_and_not_the_transformer_s(trajectory, monkeypatch, union):
+    lengths = {}
+    for kind, rope in ((FluxTransformer, 4), (FluxControlNet, 5)):  # the place of rope among the arguments
+        seen, whole = lengths.setdefault(kind, set()), kind.__call__
+        call = lambda *a, seen=seen, whole=whole, rope=rope: seen.add(a[rope].shape[2]) or whole(*a)  # noqa: E731
+        monkeypatch.setattr(kind, "__call__", call)
+    trajectory(ControlNet(picture(), union, mode="depth"))
+    assert lengths == {FluxTransformer: {16 + 12}, FluxControlNet: {1 + 16 + 12}}

@@ -57,9 +57,10 @@ def test_an_asked_size_keeps_the_resized_source(random_flux, model, kind):
     assert np.array_equal(np.asarray(image)[kept], resized[kept])
 
 
-@pytest.mark.parametrize(("model", "kind"), [("dev", Inpaint), ("kontext", MaskedEdit)])
-def test_a_rotated_photo_is_kept_upright_with_its_colour_profile(random_flux, tmp_path, model, kind):
-    source = Image.fromarray(picture(40, 56))
+@pytest.mark.parametrize(("model", "kind"), CONDITIONS)
+@pytest.mark.parametrize("size", [(40, 56, 3), (37, 51, 4)])
+def test_a_rotated_photo_is_kept_upright_with_its_colour_profile(random_flux, tmp_path, model, kind, size):
+    source = Image.fromarray(picture(*size))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

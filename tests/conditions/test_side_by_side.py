@@ -69,6 +69,20 @@ def test_each_style_names_its_file_on_the_hub():
     }
 
 
+@pytest.mark.parametrize("style", FILES)
+def test_a_style_plans_its_lora(random_flux, monkeypatch, tmp_path, style):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--ali-vilab--In-Context-LoRA"
+    (repo / "snapshots" / "1").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("1")
+    for file in FILES.values():
+        (repo / "snapshots" / "1" / f"{file}.safetensors").touch()
+    (planned,) = plan(random_flux("dev"), InContext(picture(), style=style)).loras
+    assert planned == repo / "snapshots" / "1" / f"{FILES[style]}.safetensors"
+    assert plan(random_flux("dev"), InContext(picture())).loras == ()
+
+
 def test_an_unknown_style_is_refused_with_the_list(random_flux):
     with pytest.raises(UsageError, match="`style`: 'cubism' is unknown") as error:
         plan(random_flux("dev"), InContext(picture(), style="cubism"))

@@ -39,6 +39,14 @@ def test_it_is_a_controlnet_that_sees_the_picture_enlarged_by_bicubic_interpolat
     assert mx.array_equal(up.artifacts["latents"], same.artifacts["latents"])
 
 
+def test_strength_zero_plans_no_controlnet(random_flux, net):
+    off, on = (
+        random_flux("dev").plan(1, "", CONFIG, conditions=[Upscale(picture(), strength, model=net)])
+        for strength in (0, 0.4)
+    )
+    assert off.sides == () and [side.kind for side in on.sides] == ["controlnet"]
+
+
 @pytest.mark.parametrize(
     ("values", "asked", "size"),
     [

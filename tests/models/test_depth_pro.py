@@ -17,18 +17,24 @@ from mflux.models.depth_pro import (
 )
 
 REAL = DepthProConfig()
-VIT = VitConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=48, patch_size=6)
-SMALL = DepthProConfig(
-    patch_model_config=VIT,
-    image_model_config=VIT,
-    fov_model_config=VIT,
-    patch_size=48,
-    scaled_images_feature_dims=(16, 12, 10),
-    intermediate_feature_dims=(8, 8),
-    intermediate_hook_ids=(1, 0),
-    merge_padding_value=1,
-    fusion_hidden_size=8,
-)
+
+
+def small(patch_size: int, padding: int) -> DepthProConfig:
+    """A Depth Pro of patches of 48 px, with tokens of `patch_size` px.  padding: tokens cut where patches merge."""
+    vit = VitConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=48, patch_size=patch_size
+    )
+    return DepthProConfig(
+        patch_model_config=vit,
+        image_model_config=vit,
+        fov_model_config=vit,
+        patch_size=48,
+        scaled_images_feature_dims=(16, 12, 10),
+        intermediate_feature_dims=(8, 8),
+        intermediate_hook_ids=(1, 0),
+        merge_padding_value=padding,
+        fusion_hidden_size=8,
+    )
 
 
 def coordinates(side: int) -> mx.array:
@@ -98,14 +104,16 @@ def test_a_deconvolution_puts_each_weight_where_torch_does():
 
 @pytest.mark.parametrize("size", [(40, 56), (200, 30), (1, 1)])
 @pytest.mark.parametrize("field_of_view", [False, True])
-def test_a_small_network_runs_end_to_end_on_pictures_of_any_size(size, field_of_view):
-    network = DepthPro(SMALL, field_of_view)
+@pytest.mark.parametrize(("patch_size", "padding", "side"), [(6, 1, 512), (16, 0, 192)])
+def test_a_small_network_runs_end_to_end_on_pictures_of_any_size(size, field_of_view, patch_size, padding, side):
+    config = small(patch_size, padding)
+    network = DepthPro(config, field_of_view)
     keys = iter(range(10_000))
     network.update(
         tree_map(lambda a: 0.15 * mx.random.normal(a.shape, key=mx.random.key(next(keys))), network.parameters())
     )
     found = network(mx.random.normal((1, 3, *size), key=mx.random.key(0)))
-    assert SMALL.image_size == 192 and found.canonical.shape == (512, 512)  # 64 px a token of a side
+    assert config.image_size == 192 and found.canonical.shape == (side, side)  # 64 px a token of a side
     assert (found.field_of_view is None) != field_of_view
     assert found.field_of_view is None or found.field_of_view.shape == (1,)
     assert bool(mx.isfinite(found.canonical).all()) and float(found.canonical.min()) >= 0

@@ -54,6 +54,7 @@ def test_the_bare_family_name_means_the_command_s_own_row():
         ("try-on", 25, 30.0, 512),
         ("depth", 25, 10.0, 512),
         ("canny", 25, 30.0, 512),
+        ("dev-upscaler", 28, 3.5, 512),
     ],
 )
 def test_defaults_are_the_contract_s(name, steps, guidance, tokens):
