@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mflux.conditions.maps import MapSource, encode_map
 from mflux.engine.latents import TOKEN_CHANNELS
 from mflux.engine.request import check_choice
-from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Inputs, Prepared, Stage
+from mflux.engine.slots import PICTURE, Condition, Draft, Hooks, Inputs, Prepared, Stage, check_channels
 from mflux.images.picture import PictureSource
 
 KINDS = ("depth", "canny")
@@ -39,7 +39,9 @@ class Control(Condition):
 
     def plan(self, draft: Draft) -> Draft:
         check_choice("kind", self.kind, KINDS)
-        return self._map.plan(draft).widened(TOKEN_CHANNELS, "Control", self.kind)
+        draft = draft.widened(TOKEN_CHANNELS, "Control", self.kind)
+        check_channels(draft)  # before an estimator of depth is looked for
+        return self._map.plan(draft)
 
     def prepare(self, stage: Stage) -> Prepared:
         made = self._map.make(stage)

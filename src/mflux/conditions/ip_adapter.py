@@ -45,7 +45,7 @@ class IPAdapter(Condition):
     """
 
     file: str
-    image: PictureSource | None = field(default=None, metadata=PICTURE)
+    image: PictureSource | None = field(default=None, metadata=PICTURE | {"named": IMAGE})
     embeds: Any = None
     scale: float | Sequence[float] = 1.0
     negative_embeds: Any = None

@@ -30,7 +30,9 @@ from mflux.weights.resolve import Side
 # Names of conditions and how to find their classes: conditions import the engine, so the engine asks by name only.
 ROOMS: list[tuple[frozenset[str], Callable[[str], type["Condition"]]]] = []
 COMMANDS_OF = {"fill": "`mflux-generate-fill`", "depth": "`mflux-generate-depth` or `mflux-generate-canny`"}
-PICTURE = {"picture": True}  # metadata of a field that holds a picture: a path, a PIL image or a uint8 array
+# Metadata of a field that holds a picture: a path, a PIL image or a uint8 array.  `named`: its name in messages, where
+# that is another than the field's.
+PICTURE = {"picture": True}
 DERIVED = {"derived": True}  # metadata of a field that follows from the others and stays out of the request's JSON
 
 
@@ -328,7 +330,7 @@ class Condition:
             value = getattr(self, each.name)
             if each.metadata.get("picture") and value is not None:
                 for source in several(value):
-                    load(source, each.name)
+                    load(source, each.metadata.get("named", each.name))
 
     def to_json(self) -> dict[str, Any]:
         """Class name and the fields that differ from their defaults; pictures as path and sha256."""
