@@ -10,6 +10,7 @@ from PIL import Image
 
 UNREADABLE = "it may be damaged or of another format; PNG, JPEG and WebP work"
 MASK_HINT = "make a mask of the image's size: white where to paint, black where to keep"
+# Pictures of each command, with what else it needs: other pictures' flags, or whole words.  Tools have no model.
 ROLES = {
     ("mflux-generate", "dev", "--image-path"): (),
     ("mflux-generate", "dev", "--mask-path"): ("--image-path",),
@@ -24,6 +25,18 @@ ROLES = {
     ("mflux-generate-in-context-catvton", "fill", "--person-mask"): ("--person-image", "--garment-image"),
     ("mflux-generate-in-context-catvton", "fill", "--garment-image"): ("--person-image", "--person-mask"),
     ("mflux-generate-in-context-edit", "fill", "--reference-image"): (),
+    ("mflux-generate", "dev", "--ip-adapter-image"): ("--ip-adapter=adapter.safetensors",),
+    ("mflux-generate-redux", "dev", "--redux-image-paths"): (),
+    ("mflux-generate-canny", "control", "--image-path"): (),
+    ("mflux-generate-canny", "control", "--canny-image-path"): (),
+    ("mflux-generate-depth", "control", "--image-path"): (),
+    ("mflux-generate-depth", "control", "--depth-image-path"): (),
+    ("mflux-generate-controlnet", "dev", "--controlnet-image-path"): (),
+    ("mflux-generate-controlnet", "dev", "--control-map"): (),
+    ("mflux-upscale", "dev", "--controlnet-image-path"): (),
+    ("mflux-save-depth", "", "--image-path"): (),
+    ("mflux-outpaint-canvas", "", "IMAGE"): ("--image-outpaint-padding=0,25%,0,25%",),
+    ("mflux-mask", "", "IMAGE"): ("--port=49152",),
 }
 
 
@@ -31,10 +44,14 @@ ROLES = {
 def role(request, blind, files, refused):
     """Run a command with something wrong in the place of one of its pictures."""
     command, model, flag = request.param
-    rest = [word for other in ROLES[request.param] for word in (other, files["mask" in other])]
+    words = [*blind(model)] if model else []
+    for other in ROLES[request.param]:
+        words += [other] if "=" in other else [other, files["mask" in other]]
+    if flag.startswith("--"):
+        words.append(flag)
 
     def run(path: str | Path) -> list[str]:
-        return refused(*blind(model), *rest, flag, path, command=command)
+        return refused(*words, path, command=command)
 
     run.flag = flag
     return run
@@ -186,6 +203,60 @@ def test_a_missing_picture_is_refused_before_a_model_is_downloaded(refused, file
     model = ("--model", "dev") if command == "mflux-generate" else ()
     error, hint = refused("--prompt", "x", *model, *with_pictures(command, missing, files[1]), command=command)
     assert error.endswith("there is no file `no.png`") and hint == "check the path"
+
+
+CHANNELS = [  # command, its pictures, who says how many channels are needed, and other counts
+    ("mflux-generate", "", "a plain picture needs 64", (128, 384)),
+    ("mflux-generate-fill", "--image-path {picture} --mask-path {mask}", "Fill needs 384", (64, 128)),
+    ("mflux-generate-canny", "--image-path {picture}", "Control needs 128", (64, 384)),
+    ("mflux-generate-depth", "--image-path {picture}", "Control needs 128", (64, 384)),
+    ("mflux-generate-kontext", "--image-path {picture}", "a plain picture needs 64", (128, 384)),
+    ("mflux-generate-masked-edit", "--image-path {picture} --mask-path {mask}", "a plain picture needs 64", (128, 384)),
+    ("mflux-generate-redux", "--redux-image-paths {picture}", "a plain picture needs 64", (128, 384)),
+    ("mflux-generate-in-context", "--image-path {picture}", "a plain picture needs 64", (128, 384)),
+    (
+        "mflux-generate-in-context-catvton",
+        "--person-image {picture} --person-mask {mask} --garment-image {picture}",
+        "TryOn needs 384",
+        (64, 128),
+    ),
+    ("mflux-generate-in-context-edit", "--reference-image {picture}", "InContextEdit needs 384", (64, 128)),
+    (
+        "mflux-generate-controlnet",
+        "--control-map {picture} --controlnet-model {net}",
+        "a plain picture needs 64",
+        (128, 384),
+    ),
+    (
+        "mflux-upscale",
+        "--controlnet-image-path {picture} --controlnet-model {net}",
+        "a plain picture needs 64",
+        (128, 384),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "needs", "has"),
+    [
+        pytest.param(command, flags, needs, has, id=f"{command} {has}")
+        for command, flags, needs, counts in CHANNELS
+        for has in counts
+    ],
+)
+def test_weights_for_another_task_are_refused_with_both_channel_counts(
+    refused, blind, files, oracle_model, tmp_path, command, flags, needs, has
+):
+    """Folders of one's own: only their sizes tell what they are for."""
+    words = blind("dev")
+    model = Path(words[1])
+    hostile.edit_json(model / "transformer" / "config.json", in_channels=has, out_channels=64)
+    for part in ("image_encoder", "image_embedder"):  # Redux' own
+        hostile.copy_model(oracle_model("redux") / part, model / part)
+    places = {"picture": files[0], "mask": files[1], "net": oracle_model("controlnet")}
+    error, hint = refused(*words, *(word.format(**places) for word in flags.split()), command=command)
+    assert error == f"`--model`: `{model}` takes {has} channels per token, but {needs}"
+    assert "`--model " in hint
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
