@@ -343,6 +343,58 @@ def test_it_does_not_change_the_noise(row, files, random_flux):
     assert np.array_equal(latents(draw(flux, conditions)), latents(draw(flux, conditions, latents=noise)))
 
 
+PIXELS = np.random.default_rng(6).integers(0, 256, (96, 128, 4), np.uint8)  # what no row resizes
+HOLES = np.where(PIXELS[..., 3:] < 128, 0, 255).astype(np.uint8)
+GREY = PIXELS[..., 0].astype(np.uint16)
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # to be turned by 90 degrees
+# A picture, how it is saved, and what of it is seen.
+KINDS = {
+    "CMYK": (Image.fromarray(PIXELS, "CMYK"), {}, Image.fromarray(PIXELS, "CMYK").convert("RGB")),
+    "16 bits": (Image.fromarray(GREY * 257), {}, Image.fromarray(PIXELS[..., 0])),
+    "alpha": (
+        Image.fromarray(np.concatenate([PIXELS[..., :3], HOLES], axis=2)),
+        {},
+        Image.fromarray(np.maximum(PIXELS[..., :3], 255 - HOLES)),  # laid on white
+    ),
+    "one pixel": (
+        Image.fromarray(PIXELS[:1, :1, :3]),
+        {},
+        Image.new("RGB", (16, 16), tuple(map(int, PIXELS[0, 0, :3]))),
+    ),
+    "turned": (
+        Image.fromarray(PIXELS[..., :3]).transpose(Image.Transpose.ROTATE_90),
+        {"exif": TURNED},
+        Image.fromarray(PIXELS[..., :3]),
+    ),
+}
+TAKEN = ("fill", "redux", "in-context", "in-context edit", "try-on", "control from edges", "control from depth")
+TAKEN += ("controlnet", "upscale", "ip-adapter")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        pytest.param(row, kind, id=f"{row.name}, {kind}")
+        for row in ROWS
+        for kind in KINDS
+        if row.name in TAKEN and (row.name, kind) != ("control from depth", "one pixel")  # whose depth is one number
+    ],
+)
+def test_a_picture_of_any_kind_draws_what_its_plain_pixels_draw(row, kind, random_flux, tmp_path):
+    picture, saving, plain = KINDS[kind]
+    flux, drawn = random_flux(row.model), []
+    config = Config(num_inference_steps=1, max_sequence_length=16, height=96, width=128)
+    for name, image, how in (("given", picture, saving), ("plain", plain, {})):
+        place, mask = tmp_path / f"{name}.{'tif' if image.mode == 'CMYK' else 'png'}", tmp_path / f"{name}_mask.png"
+        image.save(place, **how)
+        paint = np.full(image.size if how else image.size[::-1], 255, np.uint8)
+        paint[:, 64:] = 0
+        Image.fromarray(paint).save(mask)
+        drawn.append(latents(draw(flux, row.make(place, mask), config=config)))
+    assert np.array_equal(*drawn)
+
+
 def test_two_conditions_that_need_the_same_slot_are_refused(files, random_flux):
     with pytest.raises(UsageError, match="both make the first latents"):
         draw(random_flux("dev"), [ImageToImage(files[0]), Inpaint(*files)])
