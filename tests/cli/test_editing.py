@@ -238,6 +238,15 @@ def test_masked_edit_flags_that_cannot_be_meant_are_refused(refused, flags, erro
     assert refused(*WORDS, *flags, command="mflux-generate-masked-edit") == [error, hint]
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"), [("0", "0.0 is out of range"), ("1.5", "1.5 is out of range"), ("nan", "nan is not a number")]
+)
+def test_a_masked_edit_s_strength_is_above_0_and_at_most_1(refused, blind, files, value, problem):
+    flags = ("--image-path", files[0], "--mask-path", files[1], "--strength", value)
+    error, hint = refused(*blind("kontext"), *flags, command="mflux-generate-masked-edit")
+    assert error.startswith(f"`--strength`: {problem}") and hint == "give a number from above 0 to 1"
+
+
 @pytest.fixture
 def with_redux(oracle_model, tmp_path):
     """A folder that holds a whole model and Redux' parts."""

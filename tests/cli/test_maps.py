@@ -128,6 +128,12 @@ def test_save_depth_refuses_a_pickle_and_what_is_no_picture(refused, files, tmp_
             "give `--image-path`, a picture to make the map from, or `--canny-image-path`, a map",
         ),
         (
+            DEPTH,
+            ("--image-path", "a.png", "--depth-image-path", "b.png"),
+            "both kinds of control image are given",
+            "give `--image-path`, a picture to make the map from, or `--depth-image-path`, a map",
+        ),
+        (
             CANNY,
             ("--canny-image-path", "b.png", "--save-canny"),
             "`--save-canny`: the map is yours already",
@@ -202,6 +208,11 @@ def test_flags_that_cannot_be_meant_are_refused_before_a_model_is_looked_at(refu
             "give a `--control-start` below `--control-end`, both from 0 to 1",
         ),
         (
+            ("--control-start", "0.8", "--control-end", "0.2"),
+            "`--control-start`: the window from 0.8 to 0.2 holds no step",
+            "give a `--control-start` below `--control-end`, both from 0 to 1",
+        ),
+        (
             ("--controlnet-strength", "2.5"),
             "`--controlnet-strength`: 2.5 is out of range",
             "give a number from 0 to 2",
@@ -226,6 +237,34 @@ def test_flags_that_cannot_be_meant_are_refused_before_a_model_is_looked_at(refu
 def test_values_that_cannot_be_meant_are_refused_before_weights_are_read(refused, blind, files, flags, problem, hint):
     picture = ("--controlnet-image-path", files[0])
     assert refused(*blind("dev"), *picture, *flags, command=CONTROLNET) == [problem, hint]
+
+
+PICKLE = "is a pickle, which runs code when it is opened; it was not opened"
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "picture", "flags", "problem", "hint"),
+    [
+        (
+            "mflux-upscale",
+            "dev",
+            "--controlnet-image-path",
+            ("--controlnet-strength", "3"),
+            "`--controlnet-strength`: 3.0 is out of range",
+            "give a number from 0 to 2",
+        ),
+        (
+            DEPTH,
+            "control",
+            "--image-path",
+            ("--depth-model", "x.pt"),
+            f"`--depth-model`: `x.pt` {PICKLE}",
+            "give the safetensors form, a folder or hub id",
+        ),
+    ],
+)
+def test_other_commands_name_their_own_flags(refused, blind, files, command, model, picture, flags, problem, hint):
+    assert refused(*blind(model), picture, files[0], *flags, command=command) == [problem, hint]
 
 
 def test_an_unknown_mode_is_refused_with_the_list(refused, blind, files, oracle_model):

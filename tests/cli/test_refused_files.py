@@ -100,12 +100,18 @@ def test_a_mask_of_too_many_pixels_is_refused_by_its_header_alone(refused, blind
 
 
 @pytest.mark.parametrize(
-    ("command", "model"),
-    [("mflux-generate", "dev"), ("mflux-generate-fill", "fill"), ("mflux-generate-masked-edit", "kontext")],
+    ("command", "model", "pictures", "flag"),
+    [
+        ("mflux-generate", "dev", ("--image-path",), "--mask-path"),
+        ("mflux-generate-fill", "fill", ("--image-path",), "--masked-image-path"),
+        ("mflux-generate-masked-edit", "kontext", ("--image-path",), "--mask-path"),
+        ("mflux-generate-in-context-catvton", "fill", ("--garment-image", "--person-image"), "--person-mask"),
+    ],
 )
-def test_a_mask_of_another_size_or_all_black_is_refused(refused, blind, files, tmp_path, command, model):
-    flag = "--masked-image-path" if model == "fill" else "--mask-path"
-    flags = (*blind(model), "--image-path", files[0], "--mask-path")
+def test_a_mask_of_another_size_or_all_black_is_refused(
+    refused, blind, files, tmp_path, command, model, pictures, flag
+):
+    flags = (*blind(model), *(word for picture in pictures for word in (picture, files[0])), flag)
     other = hostile.mask(tmp_path / "other.png", 63, 48)
     error = f"`{flag}`: the mask is 63 x 48 px, but its image 64 x 48"
     assert refused(*flags, other, command=command) == [error, MASK_HINT]

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mflux import Config, Flux1, ModelError, UsageError
@@ -171,6 +172,27 @@ def test_edges_are_found_in_a_source_with_mflux_own_thresholds(random_flux, net)
     assert np.array_equal(np.asarray(made.artifacts["canny"]), edges)
 
 
+@pytest.mark.parametrize("how", ["stretch", "crop", "pad"])
+def test_a_map_of_another_size_is_brought_to_the_run_s(random_flux, net, how):
+    """What Control sees of a map, tests/conditions/test_control.py asks more closely."""
+    tall = np.asarray(Image.fromarray(picture()).resize((32, 96), Image.Resampling.BICUBIC))
+    scaled = {"stretch": (64, 48), "crop": (64, 192), "pad": (16, 48)}[how]
+    seen = np.asarray(Image.fromarray(tall).resize(scaled, Image.Resampling.LANCZOS))
+    if how == "crop":
+        seen = seen[72:120]
+    if how == "pad":
+        seen = np.pad(seen, [(0, 0), (24, 24), (0, 0)], mode="edge")
+    given, plain, other = (
+        np.asarray(random_flux("dev").generate_image(1, "x", CONFIG, conditions=[each]).image, int)
+        for each in (
+            ControlNet(tall, net, strength=2, fit=how),
+            ControlNet(seen, net, strength=2),
+            ControlNet(tall, net, strength=2, fit="pad" if how == "crop" else "crop"),
+        )
+    )
+    assert np.abs(given - plain).mean() < 0.2 * np.abs(given - other).mean()  # measured: 0 where nothing is rounded
+
+
 def test_maps_of_several_controlnets_are_all_kept(random_flux, net):
     conditions = [ControlNet(source=picture(), model=net), ControlNet(source=picture()[::-1], model=net)]
     artifacts = random_flux("dev").generate_image(1, "x", CONFIG, conditions=conditions).artifacts
@@ -260,9 +282,17 @@ def test_a_pickle_is_refused_without_being_opened(random_flux, tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
-def test_other_widths_than_the_transformer_s_are_refused_with_both(random_flux, net, tmp_path):
-    other = changed(tmp_path, net, num_attention_heads=2)
-    with pytest.raises(UsageError, match="has width 32, but the transformer 48"):
+@pytest.mark.parametrize(
+    ("name", "size", "problem"),
+    [
+        ("num_attention_heads", 2, "has width 32, but the transformer 48"),
+        ("joint_attention_dim", 64, "has joint_attention_dim 64, but the transformer 48"),
+        ("pooled_projection_dim", 16, "has pooled_projection_dim 16, but the transformer 32"),
+    ],
+)
+def test_other_widths_than_the_transformer_s_are_refused_with_both(random_flux, net, tmp_path, name, size, problem):
+    other = changed(tmp_path, net, **{name: size})
+    with pytest.raises(UsageError, match=problem):
         random_flux("dev").plan(1, "x", CONFIG, conditions=[ControlNet(picture(), other)])
 
 
