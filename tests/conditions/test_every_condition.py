@@ -192,7 +192,13 @@ ROWS = [
         lambda picture, mask: [Upscale(picture, model=CONTROLNET)],
         off=lambda picture, mask: [Upscale(picture, strength=0, model=CONTROLNET)],
     ),
-    Row("upscale in tiles", "dev, 32 px", lambda picture, mask: [Upscale(picture, model=CONTROLNET)], tiled=True),
+    Row(
+        "upscale in tiles",
+        "dev, 32 px",
+        lambda picture, mask: [Upscale(picture, model=CONTROLNET)],
+        off=lambda picture, mask: [Upscale(picture, strength=0, model=CONTROLNET)],
+        tiled=True,
+    ),
     Row(
         "ip-adapter",
         "dev",

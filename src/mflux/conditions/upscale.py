@@ -28,8 +28,8 @@ class Upscale(Condition):
     """Enlarge a picture.
 
     image: path, PIL image or uint8 array, enlarged (bicubic) to the run's size: the asked one, else its own times
-    `scale`, 1..16, floored to multiples of 16.  strength: 0..2, how closely the picture is followed.  model: hub id or
-    folder of another upscaling ControlNet.
+    `scale`, 1..16, floored to multiples of 16.  strength: 0..2, how closely the picture is followed, 0 is off.
+    model: hub id or folder of another upscaling ControlNet.
     """
 
     image: PictureSource = field(metadata=PICTURE)
@@ -46,10 +46,10 @@ class Upscale(Condition):
         height, width, side = draft.height or own[0], draft.width or own[1], draft.row.side
         if height <= picture.height and width <= picture.width:
             draft = draft.noted("the picture is not enlarged: `scale`, or `height` and `width`, say by how much")
-        if height * width > TILES_ABOVE * side**2:
-            draft = replace(draft, tile=(min(height, side), min(width, side)))
         if self.strength == 0:
             return draft
+        if height * width > TILES_ABOVE * side**2:
+            draft = replace(draft, tile=(min(height, side), min(width, side)))
         upscaler = self._upscaler(draft.row.family)
         check_fit(upscaler, read_config(upscaler.kind, upscaler.place), draft.transformer)
         return replace(draft.beside(upscaler), encodes=max(draft.encodes, 1))
