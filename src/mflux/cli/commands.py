@@ -1,32 +1,61 @@
 """The commands, as one table."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from mflux.cli.options import LORAS, SHARED, Command, Option, Values, place, quantize, real, whole
 from mflux.errors import UsageError
 
+PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
+EACH_OWN = ("ControlNet.model", "strength", "mode", "start", "end")  # lists, paired with the control images
+MAPS = ("heatmap", "overlay", "segmentation", "maps")
 
-def generate_conditions(values: Values) -> tuple[Any, ...]:
-    return (*start_conditions(values), *adapter_conditions(values))
+
+# --- from values to conditions ----------------------------------------------------------------------------------------
 
 
-def adapter_conditions(values: Values) -> tuple[Any, ...]:
-    """The IP-Adapter, where one is given."""
-    given = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("IPAdapter.")}
-    if not given:
-        return ()
-    for name, flag in (("file", "--ip-adapter"), ("image", "--ip-adapter-image")):
-        if name not in given:
-            raise UsageError(f"`{flag}` is missing", "give the adapter's file and a picture for it")
+def fields_of(command: Command, owner: str, values: Values) -> dict[str, Any]:
+    """The values of the flags that fill fields of a class, by field."""
+    told = [option for option in command.options if option.name in values]
+    reads = [(option.name, *each.split(".")) for option in told for each in option.reads.split()]
+    return {field: values[name] for name, reader, field in reads if reader == owner}
+
+
+def condition(command: Command, name: str, values: Values) -> Any:
+    """The condition of this class that the flags describe."""
     from mflux import conditions
 
-    return (conditions.IPAdapter(**given),)
+    return getattr(conditions, name)(**fields_of(command, name, values))
 
 
-def start_conditions(values: Values) -> tuple[Any, ...]:
+def needed(command: Command, values: Values, hint: str, *names: str) -> None:
+    """Refuse where a flag that fills one of these fields is not given."""
+    for name in names:
+        if name not in values:
+            raise UsageError(f"`{command.flag_of(name)}` is missing", hint)
+
+
+def one(owner: str, hint: str, *names: str) -> Callable[[Command, Values], tuple[Any, ...]]:
+    """For a command of one condition.  hint: what to give where one of `names` is missing."""
+
+    def make(command: Command, values: Values) -> tuple[Any, ...]:
+        needed(command, values, hint, *names)
+        return (condition(command, owner, values),)
+
+    return make
+
+
+def generate_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    found = start_conditions(command, values)
+    if not any(name.startswith("IPAdapter.") for name in values):
+        return found
+    needed(command, values, "give the adapter's file and a picture for it", "IPAdapter.file", "IPAdapter.image")
+    return (*found, condition(command, "IPAdapter", values))
+
+
+def start_conditions(command: Command, values: Values) -> tuple[Any, ...]:
     """Image-to-image or inpainting, where a picture is given."""
     image, mask, strength = values.get("image"), values.get("mask"), values.get("image_strength")
     if short := values.get("start_image"):
@@ -40,11 +69,8 @@ def start_conditions(values: Values) -> tuple[Any, ...]:
             if given is not None:
                 raise UsageError("there is no image for it", "give `--image-path` too", name)
         return ()
-    from mflux import conditions
-
-    if mask is not None:
-        return (conditions.Inpaint(image, mask, image_strength=strength),)
-    return (conditions.ImageToImage(image, image_strength=strength),)
+    name = "ImageToImage" if mask is None else "Inpaint"
+    return (condition(command, name, {**values, "image": image, "image_strength": strength}),)
 
 
 def strength_of(text: str) -> float:
@@ -54,115 +80,47 @@ def strength_of(text: str) -> float:
         raise UsageError(str(error), "give `--image PATH STRENGTH`", "start_image") from None
 
 
-PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
-FLUXSPACE = ("lambda_fine", "lambda_coarse", "mask_threshold", "start", "stop", "keep_norm", "mask", "mask_words")
-RF_INVERSION = ("image", "gamma", "eta", "eta_start", "eta_stop", "eta_schedule", "eta_power")
-MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
-
-
-def side_file(flag: str, artifact: str, what: str) -> Option:
-    """A flag that also writes a picture which the run makes besides."""
-    words = f"also write {what} as <name>_{artifact}.png"
-    return Option(flag, "Run.side_files", words, {"action": "append_const", "const": artifact})
-
-
-FULL_IMAGE = side_file("--save-full-image", "full", "both panels")
-
-
-def fill_conditions(values: Values) -> tuple[Any, ...]:
+def fill_conditions(command: Command, values: Values) -> tuple[Any, ...]:
     if "edit_mode" in values or "outpaint" in values:
-        needed(values, "give the picture", image="--image-path")
+        needed(command, values, "give the picture", "image")
     else:
-        needed(values, PICTURE_AND_MASK, image="--image-path", mask="--masked-image-path")
+        needed(command, values, PICTURE_AND_MASK, "image", "mask")
     if "edit_mode" in values and "composite" in values:
         raise UsageError("an edit mode keeps no pixels anyway", "leave one of the two out", "composite")
-    from mflux import conditions
-
-    fields = given(values, "image", "mask", "edit_mode", "outpaint")
-    return (conditions.Fill(**fields, composite=not values.get("composite", False)),)
+    return (condition(command, "Fill", {**values, "composite": not values.get("composite", False)}),)
 
 
-def kontext_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to edit, and perhaps more to take from", images="--image-path")
-    from mflux import conditions
-
-    return (conditions.Kontext(**given(values, "images", "fit")),)
-
-
-def masked_edit_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, PICTURE_AND_MASK, image="--image-path", mask="--mask-path")
+def masked_edit_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    needed(command, values, PICTURE_AND_MASK, "image", "mask")
     if "feather" in values and values.get("composite", "pixel") != "pixel":
         raise UsageError("only `--composite pixel` has an edge to feather", "leave one of the two out", "feather")
     if "fit" in values and "reference" not in values:
         raise UsageError("there is no reference for it", "give `--reference-image` too", "fit")
-    from mflux import conditions
-
-    return (conditions.MaskedEdit(**given(values, "image", "mask", "reference", *MASKED_EDIT)),)
+    return (condition(command, "MaskedEdit", values),)
 
 
-def redux_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give one picture or more to draw like", images="--redux-image-paths")
-    from mflux import conditions
-
-    return (conditions.Redux(**given(values, "images", "strengths", "combine")),)
+def concept_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    return (*start_conditions(command, values), concepts_of(command, values))
 
 
-def in_context_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture that the new one goes with", image="--image-path")
-    from mflux import conditions
-
-    return (conditions.InContext(**given(values, "image", "style", "layout")),)
+def concept_from_image_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    needed(command, values, "give the picture to look into", "image")
+    return (concepts_of(command, values),)
 
 
-def try_on_conditions(values: Values) -> tuple[Any, ...]:
-    hint = "give the person, a mask of that picture's size, white where the garment goes, and the garment"
-    needed(values, hint, person="--person-image", mask="--person-mask", garment="--garment-image")
-    from mflux import conditions
-
-    return (conditions.TryOn(**given(values, "person", "mask", "garment")),)
+def concepts_of(command: Command, values: Values) -> Any:
+    needed(command, values, "say what to look for: `--concepts circle star`", "names")
+    return condition(command, "Concepts", {"background": ["background"], **values})
 
 
-def in_context_edit_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to edit", image="--reference-image")
-    from mflux import conditions
-
-    return (conditions.InContextEdit(**given(values, "image", "instruction", "lora")),)
-
-
-def rf_inversion_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to edit", image="--image-path")
-    from mflux import conditions
-
-    return (conditions.RFInversion(**given(values, *RF_INVERSION, "start", "sde")),)
-
-
-def concept_conditions(values: Values) -> tuple[Any, ...]:
-    return (*start_conditions(values), concepts_of(values))
-
-
-def concept_from_image_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to look into", image="--input-image-path")
-    return (concepts_of(values, "image", "noise_level", "samples"),)
-
-
-def concepts_of(values: Values, *fields: str) -> Any:
-    needed(values, "say what to look for: `--concepts circle star`", names="--concepts")
-    from mflux import conditions
-
-    settings = {"background": ["background"]} | given(values, "background", "layers", "steps", "space", *fields)
-    return conditions.Concepts(values["names"], **settings)
-
-
-def fluxspace_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "say what to bring in, best in one word: `--edit-prompt striped`", edits="--edit-prompt")
-    from mflux import conditions
-
+def fluxspace_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    needed(command, values, "say what to bring in, best in one word: `--edit-prompt striped`", "edits")
     edits = [edit_of(words) if all(isinstance(word, str) for word in words) else words for words in values["edits"]]
-    inversion = given(values, *RF_INVERSION)
-    if inversion:
-        needed(values, "give the picture to edit, or leave out what belongs to its inversion", image="--image-path")
-    edit = conditions.FluxSpace(edits, **given(values, *FLUXSPACE))
-    return (edit, conditions.RFInversion(**inversion)) if inversion else (edit,)
+    inverts = fields_of(command, "RFInversion", values)
+    if inverts:
+        needed(command, values, "give the picture to edit, or leave out what belongs to its inversion", "image")
+    edit = condition(command, "FluxSpace", {**values, "edits": edits})
+    return (edit, condition(command, "RFInversion", values)) if inverts else (edit,)
 
 
 def edit_of(words: Sequence[str]) -> tuple[Any, ...]:
@@ -182,6 +140,69 @@ def as_number(word: str) -> float | None:
         return None
 
 
+def control_conditions(kind: str, own_map: str, command: Command, values: Values) -> tuple[Any, ...]:
+    """For a model that reads one kind of map; own_map: the flag of a map that is there already."""
+    if ("image" in values) == ("source" in values):
+        problem = "both kinds of control image are given" if "image" in values else "there is no control image"
+        raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
+    if "image" in values and "side_files" in values:
+        raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
+    from mflux import conditions
+
+    return (conditions.Control(kind=kind, **fields_of(command, "Control", values)),)
+
+
+def controlnet_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    """One ControlNet a picture: those to make a map from, then the maps.  Other lists are paired with them in order."""
+    pictures = [(name, picture) for name in ("source", "image") for picture in values.get(name, ())]
+    if not pictures:
+        hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
+        raise UsageError("there is no control image", hint)
+    if "source" not in values:
+        for name in ("side_files", "canny_low", "canny_high", "depth_model"):
+            if name in values:
+                hint = "give `--controlnet-image-path` to have a map made"
+                raise UsageError("there are no edges to find", hint, name)
+    for name in EACH_OWN:
+        if len(values.get(name, ())) not in (0, 1, len(pictures)):
+            problem = f"{len(values[name])} values for {len(pictures)} control images"
+            raise UsageError(problem, "give one for all, or one for each", name)
+    shared = {name: value for name, value in values.items() if name not in ("source", "image")}
+    found = []
+    for index, (name, picture) in enumerate(pictures):
+        own = {key: values[key][min(index, len(values[key]) - 1)] for key in EACH_OWN if key in values}
+        found.append(condition(command, "ControlNet", {**shared, **own, name: picture}))
+    return tuple(found)
+
+
+# --- flags that several commands have ---------------------------------------------------------------------------------
+
+
+def side_file(flag: str, artifact: str, what: str) -> Option:
+    """A flag that also writes a picture which the run makes besides."""
+    words = f"also write {what} as <name>_{artifact}.png"
+    return Option(flag, "Run.side_files", words, {"action": "append_const", "const": artifact})
+
+
+def fit(owner: str) -> Option:
+    return Option("--fit", f"{owner}.fit", "how the map is brought to an asked size: stretch (default), crop or pad")
+
+
+def depth_model(owner: str) -> Option:
+    return Option("--depth-model", f"{owner}.depth_model", "hub id or folder of another Depth Pro")
+
+
+def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
+    """The flags of edges found in a picture."""
+    return (
+        Option(
+            "--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", {"type": real}
+        ),
+        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", {"type": real}),
+    )
+
+
+FULL_IMAGE = side_file("--save-full-image", "full", "both panels")
 START = (
     Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
     Option("--image", "Run.start_image", "the same, and perhaps its strength behind it", {"nargs": "+"}),
@@ -236,92 +257,6 @@ CONCEPTS = (
     ),
     Option("--space", "Concepts.space", "compare attention outputs (output, default) or queries with keys (cross)"),
 )
-MAPS = ("heatmap", "overlay", "segmentation", "maps")
-
-
-def needed(values: Values, hint: str, **flags: str) -> None:
-    """Refuse where a flag that fills one of these fields is not given."""
-    for name, flag in flags.items():
-        if name not in values:
-            raise UsageError(f"`{flag}` is missing", hint)
-
-
-def given(values: Values, *names: str) -> dict[str, Any]:
-    """The values of these fields, where their flags are given."""
-    return {name: values[name] for name in names if name in values}
-
-
-def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ...]:
-    """For a model that reads one kind of map; own_map: the flag of a map that is there already."""
-    if ("image" in values) == ("source" in values):
-        problem = "both kinds of control image are given" if "image" in values else "there is no control image"
-        raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
-    if "image" in values and "side_files" in values:
-        raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
-    from mflux import conditions
-
-    names = ("image", "source", "canny_low", "canny_high", "depth_model", "fit")
-    return (conditions.Control(kind=kind, **given(values, *names)),)
-
-
-def controlnet_conditions(values: Values) -> tuple[Any, ...]:
-    """One ControlNet a picture: those to make a map from, then the maps.  Other lists are paired with them in order."""
-    pictures = [(name, picture) for name in ("source", "image") for picture in values.get(name, ())]
-    if not pictures:
-        hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
-        raise UsageError("there is no control image", hint)
-    if "source" not in values:
-        for name in ("side_files", "canny_low", "canny_high", "depth_model"):
-            if name in values:
-                raise UsageError(
-                    "there are no edges to find", "give `--controlnet-image-path` to have a map made", name
-                )
-    each_own = {"ControlNet.model": "model"} | {name: name for name in ("strength", "mode", "start", "end")}
-    for key in each_own:
-        if len(values.get(key, ())) not in (0, 1, len(pictures)):
-            problem = f"{len(values[key])} values for {len(pictures)} control images"
-            raise UsageError(problem, "give one for all, or one for each", key)
-    from mflux import conditions
-
-    shared = given(values, "canny_low", "canny_high", "depth_model", "fit")
-    return tuple(
-        conditions.ControlNet(
-            **{name: picture},
-            **{
-                field: values[key][min(index, len(values[key]) - 1)] for key, field in each_own.items() if key in values
-            },
-            **shared,
-        )
-        for index, (name, picture) in enumerate(pictures)
-    )
-
-
-def upscale_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to enlarge", image="--controlnet-image-path")
-    from mflux import conditions
-
-    names = {"Upscale.model": "model"} | {name: name for name in ("image", "strength", "scale")}
-    return (conditions.Upscale(**{field: values[key] for key, field in names.items() if key in values}),)
-
-
-def fit(owner: str) -> Option:
-    return Option("--fit", f"{owner}.fit", "how the map is brought to an asked size: stretch (default), crop or pad")
-
-
-def depth_model(owner: str) -> Option:
-    return Option("--depth-model", f"{owner}.depth_model", "hub id or folder of another Depth Pro")
-
-
-def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
-    """The flags of edges found in a picture."""
-    return (
-        Option(
-            "--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", {"type": real}
-        ),
-        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", {"type": real}),
-    )
-
-
 OPTIONAL: dict[str, Any] = {"nargs": "?", "default": argparse.SUPPRESS}  # whether it is missing the command says
 COMMANDS = (
     Command(
@@ -512,7 +447,7 @@ COMMANDS = (
             ),
             Option("--controlnet-model", "Upscale.model", "hub id or folder of another ControlNet", qualified=True),
         ),
-        upscale_conditions,
+        one("Upscale", "give the picture to enlarge", "image"),
         default_model="dev-upscaler",
         needs_prompt=False,
     ),
@@ -530,7 +465,7 @@ COMMANDS = (
                 "size of the pictures: preferred (default), own, or the drawn one's by stretch, crop or pad",
             ),
         ),
-        kontext_conditions,
+        one("Kontext", "give the picture to edit, and perhaps more to take from", "images"),
         default_model="kontext",
     ),
     Command(
@@ -594,7 +529,7 @@ COMMANDS = (
                 "--redux-combine", "Redux.combine", "one after another (concat, default) or added up (sum, diffusers)"
             ),
         ),
-        redux_conditions,
+        one("Redux", "give one picture or more to draw like", "images"),
         default_model="redux",
         needs_prompt=False,
     ),
@@ -614,7 +549,7 @@ COMMANDS = (
             Option("--layout", "InContext.layout", "the two stand left and right (lr, default) or one on top (tb)"),
             FULL_IMAGE,
         ),
-        in_context_conditions,
+        one("InContext", "give the picture that the new one goes with", "image"),
         default_model="in-context",
     ),
     Command(
@@ -628,7 +563,13 @@ COMMANDS = (
             Option("--garment-image", "TryOn.garment", "the garment"),
             FULL_IMAGE,
         ),
-        try_on_conditions,
+        one(
+            "TryOn",
+            "give the person, a mask of that picture's size, white where the garment goes, and the garment",
+            "person",
+            "mask",
+            "garment",
+        ),
         default_model="try-on",
         needs_prompt=False,
     ),
@@ -647,7 +588,7 @@ COMMANDS = (
             ),
             FULL_IMAGE,
         ),
-        in_context_edit_conditions,
+        one("InContextEdit", "give the picture to edit", "image"),
         default_model="ic-edit",
         needs_prompt=False,
     ),
@@ -708,7 +649,7 @@ COMMANDS = (
             Option("--start", "RFInversion.start", "leave out this many of the noisiest steps", {"type": whole}),
             Option("--sde", "RFInversion.sde", "the stochastic form", {"action": "store_true"}),
         ),
-        rf_inversion_conditions,
+        one("RFInversion", "give the picture to edit", "image"),
         default_model="dev",
     ),
     Command(

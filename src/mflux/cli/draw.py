@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mflux import runtime
-from mflux.cli.commands import given
 from mflux.cli.options import Command, Values
 from mflux.cli.parse import choose_loras, spelled
 from mflux.cli.replay import conditions_of, replayed
@@ -95,7 +94,8 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions_of(command, values)}
     model, base_model = choose_model(command, run, values.get("base_model"))
-    wish = {"base_model": base_model, "task": command.task, **choose_loras(values), **given(values, *OF_THE_MODEL)}
+    wish = {"base_model": base_model, "task": command.task, **choose_loras(values)}
+    wish |= {name: values[name] for name in OF_THE_MODEL if name in values}
 
     from mflux.engine.flux import Flux1
 

@@ -70,8 +70,8 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """One command.  conditions: from the values of its flags; default_model: without --model; needs_prompt: whether
-    there is no picture without a text.
+    """One command.  make: its conditions from the values of its flags; default_model: without --model; needs_prompt:
+    whether there is no picture without a text.
 
     run: the function (module:name) that takes the values of its flags; by default pictures are drawn.
     """
@@ -80,11 +80,18 @@ class Command:
     summary: str
     task: str
     options: tuple[Option, ...]
-    conditions: Callable[[Values], tuple[Any, ...]] = lambda values: ()
+    make: Callable[["Command", Values], tuple[Any, ...]] = lambda command, values: ()
     default_model: str = ""
     run: str = ""
     needs_prompt: bool = True
     side_files: tuple[str, ...] = ()  # artifacts that are always written
+
+    def conditions(self, values: Values) -> tuple[Any, ...]:
+        return self.make(self, values)
+
+    def flag_of(self, name: str) -> str | None:
+        """The flag whose value goes by this name."""
+        return next((option.flag for option in self.options if option.name == name), None)
 
 
 def quantize(owner: str) -> Option:
