@@ -87,7 +87,7 @@ def fill_conditions(command: Command, values: Values) -> tuple[Any, ...]:
         needed(command, values, PICTURE_AND_MASK, "image", "mask")
     if "edit_mode" in values and "composite" in values:
         raise UsageError("an edit mode keeps no pixels anyway", "leave one of the two out", "composite")
-    return (condition(command, "Fill", {**values, "composite": not values.get("composite", False)}),)
+    return (condition(command, "Fill", values),)
 
 
 def masked_edit_conditions(command: Command, values: Values) -> tuple[Any, ...]:
@@ -290,7 +290,7 @@ COMMANDS = (
                 "--no-composite",
                 "Fill.composite",
                 "do not put the picture's own pixels back outside the mask",
-                {"action": "store_true"},
+                {"action": "store_false"},
             ),
             Option(
                 "--outpaint-padding --image-outpaint-padding",
