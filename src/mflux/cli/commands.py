@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from mflux.cli.options import LORAS, SHARED, Command, Option, Values, place, quantize, real, whole
+from mflux.cli.options import LORAS, PLACE, REAL, SHARED, SWITCH, WHOLE, Command, Option, Values, quantize, real
 from mflux.errors import UsageError
 
 PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
@@ -195,10 +195,8 @@ def depth_model(owner: str) -> Option:
 def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
     """The flags of edges found in a picture."""
     return (
-        Option(
-            "--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", {"type": real}
-        ),
-        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", {"type": real}),
+        Option("--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", REAL),
+        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", REAL),
     )
 
 
@@ -210,7 +208,7 @@ START = (
         "--image-strength",
         "ImageToImage.image_strength Inpaint.image_strength",
         "0 to below 1; higher stays closer to the picture (default 0.4; with a mask: 0)",
-        {"type": real},
+        REAL,
     ),
     Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
 )
@@ -220,20 +218,13 @@ INVERSION = (
         "--gamma",
         "RFInversion.gamma",
         "how far the inversion is pulled to the seed's noise, 0 to 1 (default 0.5); more is easier to edit",
-        {"type": real},
+        REAL,
     ),
-    Option(
-        "--eta",
-        "RFInversion.eta",
-        "how far the drawing is pulled to the picture, 0 to 1 (default 0.9)",
-        {"type": real},
-    ),
-    Option("--eta-start", "RFInversion.eta_start", "first step that pulls, or a share of the steps", {"type": place}),
-    Option(
-        "--eta-stop", "RFInversion.eta_stop", "the step that pulls no more, or a share (default 0.214)", {"type": place}
-    ),
+    Option("--eta", "RFInversion.eta", "how far the drawing is pulled to the picture, 0 to 1 (default 0.9)", REAL),
+    Option("--eta-start", "RFInversion.eta_start", "first step that pulls, or a share of the steps", PLACE),
+    Option("--eta-stop", "RFInversion.eta_stop", "the step that pulls no more, or a share (default 0.214)", PLACE),
     Option("--eta-schedule", "RFInversion.eta_schedule", "constant (default), decay, rise or fall"),
-    Option("--eta-power", "RFInversion.eta_power", "of decay: 0 (constant) to 10 (default 1)", {"type": real}),
+    Option("--eta-power", "RFInversion.eta_power", "of decay: 0 (constant) to 10 (default 1)", REAL),
 )
 CONCEPTS = (
     Option("--concepts --concept", "Concepts.names", "what to look for", {"nargs": "+"}),
@@ -247,13 +238,13 @@ CONCEPTS = (
         "--heatmap-layer-indices",
         "Concepts.layers",
         "joint blocks to read (default: the last fifth)",
-        {"type": whole, "nargs": "+"},
+        {**WHOLE, "nargs": "+"},
     ),
     Option(
         "--heatmap-timesteps",
         "Concepts.steps",
         "steps to read (default: all; of a picture that exists: one noise level)",
-        {"type": whole, "nargs": "+"},
+        {**WHOLE, "nargs": "+"},
     ),
     Option("--space", "Concepts.space", "compare attention outputs (output, default) or queries with keys (cross)"),
 )
@@ -268,7 +259,7 @@ COMMANDS = (
             *START,
             Option("--ip-adapter", "IPAdapter.file", "an IP-Adapter's safetensors file, or hub id", qualified=True),
             Option("--ip-adapter-image", "IPAdapter.image", "the picture that it looks at", qualified=True),
-            Option("--ip-adapter-scale", "IPAdapter.scale", "0 to 2 (default 1)", {"type": real}, qualified=True),
+            Option("--ip-adapter-scale", "IPAdapter.scale", "0 to 2 (default 1)", REAL, qualified=True),
             Option(
                 "--ip-adapter-encoder",
                 "IPAdapter.encoder",
@@ -372,10 +363,7 @@ COMMANDS = (
                 qualified=True,
             ),
             Option(
-                "--controlnet-strength",
-                "ControlNet.strength",
-                "0 to 2 (default 0.4)",
-                {"action": "append", "type": real},
+                "--controlnet-strength", "ControlNet.strength", "0 to 2 (default 0.4)", {**REAL, "action": "append"}
             ),
             Option(
                 "--control-mode",
@@ -387,13 +375,13 @@ COMMANDS = (
                 "--control-start",
                 "ControlNet.start",
                 "part of the steps before it, 0 to 1 (default 0)",
-                {"action": "append", "type": real},
+                {**REAL, "action": "append"},
             ),
             Option(
                 "--control-end",
                 "ControlNet.end",
                 "part of the steps at which it stops, 0 to 1 (default 1)",
-                {"action": "append", "type": real},
+                {**REAL, "action": "append"},
             ),
             *thresholds("ControlNet", 100, 200),
             depth_model("ControlNet"),
@@ -424,10 +412,8 @@ COMMANDS = (
         (
             Option("IMAGE", "PaintMask.image", "the picture", OPTIONAL),
             Option("--output", "PaintMask.output", "png or webp (default: <picture>_mask.png beside it)"),
-            Option(
-                "--port", "PaintMask.port", "of the page, 1024 to 65535 (default: one that is free)", {"type": whole}
-            ),
-            Option("--no-browser", "PaintMask.no_browser", "print the address only", {"action": "store_true"}),
+            Option("--port", "PaintMask.port", "of the page, 1024 to 65535 (default: one that is free)", WHOLE),
+            Option("--no-browser", "PaintMask.no_browser", "print the address only", SWITCH),
         ),
         run="mflux.cli.paint_mask:run",
     ),
@@ -438,13 +424,8 @@ COMMANDS = (
         (
             *SHARED,
             Option("--controlnet-image-path --image-path", "Upscale.image", "the picture"),
-            Option("--scale", "Upscale.scale", "by how much, 1 to 16, without a size (default 1)", {"type": real}),
-            Option(
-                "--controlnet-strength",
-                "Upscale.strength",
-                "how closely, 0 to 2 (default 0.4)",
-                {"type": real},
-            ),
+            Option("--scale", "Upscale.scale", "by how much, 1 to 16, without a size (default 1)", REAL),
+            Option("--controlnet-strength", "Upscale.strength", "how closely, 0 to 2 (default 0.4)", REAL),
             Option("--controlnet-model", "Upscale.model", "hub id or folder of another ControlNet", qualified=True),
         ),
         one("Upscale", "give the picture to enlarge", "image"),
@@ -481,27 +462,27 @@ COMMANDS = (
                 "--reference-and-source",
                 "MaskedEdit.reference_and_source",
                 "show the network the picture beside the reference, not the reference alone",
-                {"action": "store_true"},
+                SWITCH,
             ),
             Option("--fit", "MaskedEdit.fit", "size of the reference: preferred (default), own, stretch, crop or pad"),
             Option(
                 "--strength",
                 "MaskedEdit.strength",
                 "above 0 to 1: share of the steps that run; lower stays closer (default 1)",
-                {"type": real},
+                REAL,
             ),
             Option(
                 "--padding-mask-crop",
                 "MaskedEdit.crop",
                 "work on the mask's surroundings only, with so many px around it, 0 to 512",
-                {"type": whole},
+                WHOLE,
             ),
-            Option("--mask-grow", "MaskedEdit.grow", "widen the mask by so many px, 0 to 256", {"type": whole}),
+            Option("--mask-grow", "MaskedEdit.grow", "widen the mask by so many px, 0 to 256", WHOLE),
             Option(
                 "--feather",
                 "MaskedEdit.feather",
                 "px inside the mask over which new turns into old, 0 to 256 (default 8)",
-                {"type": whole},
+                WHOLE,
             ),
             Option(
                 "--composite",
@@ -523,7 +504,7 @@ COMMANDS = (
                 "--redux-image-strengths",
                 "Redux.strengths",
                 "how much each counts, 0 (not at all) to 2 (default 1)",
-                {"type": real, "nargs": "+"},
+                {**REAL, "nargs": "+"},
             ),
             Option(
                 "--redux-combine", "Redux.combine", "one after another (concat, default) or added up (sum, diffusers)"
@@ -606,27 +587,23 @@ COMMANDS = (
                 "part is taken away; may be given several times",
                 {"nargs": "+", "action": "append"},
             ),
-            Option(
-                "--lambda-fine", "FluxSpace.lambda_fine", "strength of the edit, 2 to 10 (default 5)", {"type": real}
-            ),
+            Option("--lambda-fine", "FluxSpace.lambda_fine", "strength of the edit, 2 to 10 (default 5)", REAL),
             Option(
                 "--lambda-coarse",
                 "FluxSpace.lambda_coarse",
                 "strength of the change to the whole look, -1 to 1 (default 0)",
-                {"type": real},
+                REAL,
             ),
             Option(
                 "--mask-threshold",
                 "FluxSpace.mask_threshold",
                 "edit only where the picture looks at the word this much, 0 (everywhere) to 1 (default 0.5)",
-                {"type": real},
+                REAL,
             ),
             Option("--mask", "FluxSpace.mask", "hard (default) or soft"),
             Option("--mask-words", "FluxSpace.mask_words", "look at the first token (default) or at all its words"),
-            Option(
-                "--edit-start", "FluxSpace.start", "first step that edits, or a share of the steps", {"type": place}
-            ),
-            Option("--edit-stop", "FluxSpace.stop", "the step that edits no more, or a share", {"type": place}),
+            Option("--edit-start", "FluxSpace.start", "first step that edits, or a share of the steps", PLACE),
+            Option("--edit-stop", "FluxSpace.stop", "the step that edits no more, or a share", PLACE),
             Option(
                 "--no-keep-norm",
                 "FluxSpace.keep_norm",
@@ -646,8 +623,8 @@ COMMANDS = (
         (
             *SHARED,
             *INVERSION,
-            Option("--start", "RFInversion.start", "leave out this many of the noisiest steps", {"type": whole}),
-            Option("--sde", "RFInversion.sde", "the stochastic form", {"action": "store_true"}),
+            Option("--start", "RFInversion.start", "leave out this many of the noisiest steps", WHOLE),
+            Option("--sde", "RFInversion.sde", "the stochastic form", SWITCH),
         ),
         one("RFInversion", "give the picture to edit", "image"),
         default_model="dev",
@@ -656,11 +633,7 @@ COMMANDS = (
         "mflux-concept",
         "Draw a picture, and maps of where each concept is in it.",
         "base",
-        (
-            *SHARED,
-            *START,
-            *CONCEPTS,
-        ),
+        (*SHARED, *START, *CONCEPTS),
         concept_conditions,
         default_model="dev",
         side_files=MAPS,
@@ -673,17 +646,9 @@ COMMANDS = (
             *SHARED,
             *CONCEPTS,
             Option("--input-image-path", "Concepts.image", "the picture"),
+            Option("--noise-level", "Concepts.noise_level", "noise to look through, above 0 to 1 (default 0.5)", REAL),
             Option(
-                "--noise-level",
-                "Concepts.noise_level",
-                "noise to look through, above 0 to 1 (default 0.5)",
-                {"type": real},
-            ),
-            Option(
-                "--samples",
-                "Concepts.samples",
-                "how many times to look, with other noise, 1 to 8 (default 1)",
-                {"type": whole},
+                "--samples", "Concepts.samples", "how many times to look, with other noise, 1 to 8 (default 1)", WHOLE
             ),
         ),
         concept_from_image_conditions,
@@ -751,28 +716,23 @@ COMMANDS = (
             Option("--set", "Asked.settings", "change keys of the file: a.b=value", {"nargs": "+", "action": "extend"}),
             Option("--data", "Asked.examples", "pictures with captions beside them: a folder, or a .jsonl file"),
             Option("--model -m", "Asked.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
-            Option("--quantize -q", "Asked.quantize", "bits a weight of the frozen model", {"type": whole}),
-            Option("--rank", "Asked.rank", "rank of every LoRA", {"type": whole}),
-            Option("--lr", "Asked.learning_rate", "learning rate", {"type": real}),
-            Option("--max-steps", "Asked.max_steps", "stop after so many updates", {"type": whole}),
-            Option("--batch-size", "Asked.batch_size", "examples an update", {"type": whole}),
-            Option(
-                "--resolution",
-                "Asked.resolution",
-                "side in px of the square whose area every picture gets",
-                {"type": whole},
-            ),
-            Option("--seed", "Asked.seed", "what every random number follows from", {"type": whole}),
+            Option("--quantize -q", "Asked.quantize", "bits a weight of the frozen model", WHOLE),
+            Option("--rank", "Asked.rank", "rank of every LoRA", WHOLE),
+            Option("--lr", "Asked.learning_rate", "learning rate", REAL),
+            Option("--max-steps", "Asked.max_steps", "stop after so many updates", WHOLE),
+            Option("--batch-size", "Asked.batch_size", "examples an update", WHOLE),
+            Option("--resolution", "Asked.resolution", "side in px of the square whose area every picture gets", WHOLE),
+            Option("--seed", "Asked.seed", "what every random number follows from", WHOLE),
             Option("--output", "Asked.output_path", "the run's folder"),
-            Option("--dry-run", "Asked.dry_run", "check everything, write nothing", {"action": "store_true"}),
-            Option("--init-config", "Asked.init_config", "print a config to start from", {"action": "store_true"}),
+            Option("--dry-run", "Asked.dry_run", "check everything, write nothing", SWITCH),
+            Option("--init-config", "Asked.init_config", "print a config to start from", SWITCH),
             Option("--export", "Asked.export", "write the adapter of this checkpoint as save.export says, and end"),
-            Option("--force", "Asked.force", "train even if the memory forecast says no", {"action": "store_true"}),
+            Option("--force", "Asked.force", "train even if the memory forecast says no", SWITCH),
             Option(
                 "--allow-mismatch",
                 "Asked.allow_mismatch",
                 "go on although data, model or versions have changed",
-                {"action": "store_true"},
+                SWITCH,
             ),
         ),
         run="mflux.cli.train:train",
