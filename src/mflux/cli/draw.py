@@ -20,7 +20,7 @@ from mflux.cli.replay import conditions_of, replayed
 from mflux.cli.watch import Watch, Watching
 from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, StoppedError, UsageError
-from mflux.paths import check_output, check_output_size, expand
+from mflux.paths import check_output, check_output_size, expand, reading
 from mflux.weights.catalog import BITS, check_name, require
 
 AUTO_SEED_MAX = 10_000_000
@@ -282,14 +282,8 @@ def read_prompt(run: Run, needed: bool = True) -> str:
 
 
 def read_prompt_file(path: Path, field: str = "prompt_file") -> str:
-    try:
-        with path.open("rb") as file:
-            return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", field)
-    except FileNotFoundError:
-        raise UsageError(f"there is no file `{path}`", "check the path", field) from None
-    except OSError as error:
-        problem = f"`{path}` cannot be read ({error.strerror})"
-        raise UsageError(problem, "give a text file", field) from None
+    with reading(path, field) as file:
+        return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", field)
 
 
 def read_turns(run: Run) -> tuple[str, ...]:
