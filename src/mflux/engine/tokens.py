@@ -15,7 +15,6 @@ from mflux.weights.files import read_json
 
 # The pieces that byte-pair encoding never crosses.  Source: OpenAI's CLIP.
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-CLIP_LENGTH = 77
 
 
 class PromptTokenizer:

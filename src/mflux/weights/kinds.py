@@ -33,8 +33,8 @@ class NetworkKind(NamedTuple):
 
     config: type
     build: Callable[[Any], nn.Module]
-    tolerated: str  # tensors of the file that may stay unused, a regular expression
-    aliases: dict[str, str]  # names in some files -> ours
+    tolerated: str = r"$^"  # tensors of the file that may stay unused, a regular expression
+    aliases: dict[str, str] = {}  # noqa: RUF012  (names in some files -> ours)
     prefix: str = ""  # of all our names; transformers 5 saves without it
     section: str = ""  # of a config.json that also describes other networks
     sizes: Callable[[Path], Any] | None = None  # of a single file, where they follow from its tensors
@@ -43,12 +43,11 @@ class NetworkKind(NamedTuple):
 
 # The parts of a model.  A condition that needs a network beside them adds its kind when it is imported.
 KINDS: dict[str, NetworkKind] = {
-    "transformer": NetworkKind(TransformerConfig, FluxTransformer, r"$^", {}),
+    "transformer": NetworkKind(TransformerConfig, FluxTransformer),
     "text_encoder": NetworkKind(
         ClipConfig,
         ClipTextEncoder,
         r"text_model\.embeddings\.position_ids|text_projection\.weight",
-        {},
         prefix="text_model.",
     ),
     "text_encoder_2": NetworkKind(
@@ -57,7 +56,7 @@ KINDS: dict[str, NetworkKind] = {
         r"(encoder|decoder)\.embed_tokens\.weight|" + LATER_BIASES,
         {"encoder.embed_tokens.weight": "shared.weight"},
     ),
-    "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
+    "vae": NetworkKind(VaeConfig, Vae),
 }
 
 
