@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.nn as nn
 
 from mflux.errors import ModelError
-from mflux.models.layers import ACTIVATIONS, GROUP_SIZE
+from mflux.models.layers import ACTIVATIONS, GROUP_SIZE, LayerSizes
 from mflux.models.text_clip import ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig
@@ -157,7 +157,7 @@ def check_config(path: Path, config: Any) -> None:
         if sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope):
             sizes = f"{config.axes_dims_rope} should be even and add up to `attention_head_dim`"
             problem = f"`axes_dims_rope` {sizes} {config.attention_head_dim}"
-    elif hasattr(config, "hidden_act"):  # the encoders of CLIP's kind
+    elif isinstance(config, LayerSizes):
         if config.hidden_act not in ACTIVATIONS:
             problem = f"`hidden_act` is `{config.hidden_act[:60]}`; known: {', '.join(ACTIVATIONS)}"
         elif config.hidden_size % config.num_attention_heads:
