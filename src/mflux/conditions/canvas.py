@@ -21,6 +21,5 @@ def plan_canvas(picture: Picture, mask: PictureSource, draft: Draft, crop: int |
 
 
 def planned_canvas(picture: Picture, mask: PictureSource, plan: Plan, crop: int | None = None, grow: int = 0) -> Canvas:
-    """The canvas that `plan_canvas` planned."""
     size = None if plan.own_size else (plan.height, plan.width)
     return open_canvas(picture, mask, size, crop, grow)

@@ -140,7 +140,6 @@ class IPAdapter(Condition):
         return Prepared(bind=bind)
 
     def _look(self, stage: Stage) -> Embeds:
-        """CLIP's vector of the picture."""
         assert self.image is not None
         encoder = stage.network(self._encoder)
         pixels = clip_pixels(open_picture(self.image, IMAGE).rgb, encoder.config.image_size)

@@ -59,7 +59,6 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
 
 
 def check_memory(plan: Plan, needed: int) -> None:
-    """Refuse what does not fit into the machine."""
     if needed > physical_memory():
         raise UsageError(
             f"{plan.width} x {plan.height} px with `{plan.request.model}` needs about {gigabytes(needed)}, "

@@ -84,7 +84,6 @@ class Draft:
         return self if self.height else replace(self, height=height, width=width, own_size=own_size)
 
     def beside(self, side: Side) -> "Draft":
-        """With a network beside the model's own."""
         return self if side in self.sides else replace(self, sides=(*self.sides, side))
 
     def noted(self, note: str) -> "Draft":
@@ -196,7 +195,6 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How many steps run."""
         return len(self.sigmas) - 1 - self.first
 
     @property

@@ -63,7 +63,6 @@ def open_clip(folder: Path) -> PromptTokenizer:
 
 
 def byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges."""
     whole = folder / "tokenizer.json"
     if (folder / "vocab.json").is_file() or not whole.is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()

@@ -254,7 +254,6 @@ class Trainer:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint is."""
         arrays = (*self.factors.values(), *self.updates.arrays().values(), *(self.average or {}).values())
         return sum(array.nbytes for array in arrays)
 
@@ -282,5 +281,4 @@ def alike(slots: Sequence[Slot], most: int) -> list[list[Slot]]:
 
 
 def scalar(array: mx.array) -> float:
-    """The value of an array of one element."""
     return float(array.item())  # type: ignore[arg-type]

@@ -135,12 +135,10 @@ def find(name: str, task: str = "base") -> Row | None:
 
 
 def of_task(family: str, task: str) -> Row | None:
-    """The first row of a family for a task."""
     return next((row for row in ROWS if (row.family, row.task) == (family, task)), None)
 
 
 def by_repo(repo: str) -> Row | None:
-    """The row of a hub id."""
     return next((row for row in ROWS if row.repo and row.repo.lower() == repo.lower()), None)
 
 
