@@ -300,7 +300,7 @@ class Flux1:
             if on_step and done <= plan.start_steps:
                 on_step(Progress(seeds, done, plan.total, step.at.sigma_next, begun))
         latents = begun
-        for step in integrate(velocity, latents, plan.sigmas, plan.first, after_all(hooks), hooks.keep):
+        for step in integrate(velocity, latents, plan.sigmas, plan.first, hooks.after_step, hooks.keep):
             latents = step.latents
             if on_step:
                 done = plan.start_steps + step.at.index + 1 - plan.first
@@ -387,15 +387,6 @@ def all_inputs(prepared: list[Prepared]) -> Inputs:
         prompt_scale=math.prod(each.inputs.prompt_scale for each in prepared),
         pooled_scale=math.prod(each.inputs.pooled_scale for each in prepared),
     )
-
-
-def after_all(hooks: Hooks) -> Callable[[mx.array, Any], mx.array]:
-    def after_step(latents: mx.array, at: Any) -> mx.array:
-        for change in hooks.after_step:
-            latents = change(latents, at)
-        return latents
-
-    return after_step
 
 
 def check_latents(latents: mx.array | np.ndarray, plan: Plan) -> mx.array:
