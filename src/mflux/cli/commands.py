@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from mflux.cli.options import LORAS, PLACE, REAL, SHARED, SWITCH, WHOLE, Command, Option, Values, quantize, real
@@ -23,11 +22,11 @@ def fields_of(command: Command, owner: str, values: Values) -> dict[str, Any]:
     return {field: values[name] for name, reader, field in reads if reader == owner}
 
 
-def condition(command: Command, name: str, values: Values) -> Any:
-    """The condition of this class that the flags describe."""
+def condition(command: Command, name: str, values: Values, **more: Any) -> Any:
+    """The condition of this class that the flags describe; `more`: fields without a flag."""
     from mflux import conditions
 
-    return getattr(conditions, name)(**fields_of(command, name, values))
+    return getattr(conditions, name)(**fields_of(command, name, values), **more)
 
 
 def needed(command: Command, values: Values, hint: str, *names: str) -> None:
@@ -140,16 +139,15 @@ def as_number(word: str) -> float | None:
         return None
 
 
-def control_conditions(kind: str, own_map: str, command: Command, values: Values) -> tuple[Any, ...]:
-    """For a model that reads one kind of map; own_map: the flag of a map that is there already."""
+def control_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    """For a model that reads one kind of map, which is the command's task."""
     if ("image" in values) == ("source" in values):
         problem = "both kinds of control image are given" if "image" in values else "there is no control image"
+        own_map = command.flag_of("image")
         raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
     if "image" in values and "side_files" in values:
         raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
-    from mflux import conditions
-
-    return (conditions.Control(kind=kind, **fields_of(command, "Control", values)),)
+    return (condition(command, "Control", values, kind=command.task),)
 
 
 def controlnet_conditions(command: Command, values: Values) -> tuple[Any, ...]:
@@ -310,7 +308,7 @@ COMMANDS = (
             fit("Control"),
             side_file("--save-canny", "canny", "the edges"),
         ),
-        partial(control_conditions, "canny", "--canny-image-path"),
+        control_conditions,
         default_model="canny",
     ),
     Command(
@@ -325,7 +323,7 @@ COMMANDS = (
             fit("Control"),
             side_file("--save-depth-map", "depth", "the map"),
         ),
-        partial(control_conditions, "depth", "--depth-image-path"),
+        control_conditions,
         default_model="depth",
     ),
     Command(
