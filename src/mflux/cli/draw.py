@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mflux import runtime
 from mflux.cli.options import Command, Values
 from mflux.cli.parse import choose_loras, spelled
 from mflux.cli.replay import conditions_of, replayed
@@ -97,10 +96,12 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
     wish = {"base_model": base_model, "task": command.task, **choose_loras(values)}
     wish |= {name: values[name] for name in OF_THE_MODEL if name in values}
 
+    import mlx.core as mx
+
     from mflux.engine.flux import Flux1
 
     if run.mlx_cache_limit_gb is not None:
-        runtime.limit_cache(int(run.mlx_cache_limit_gb * 2**30))
+        mx.set_cache_limit(int(run.mlx_cache_limit_gb * 2**30))
     flux = (models or Flux1)(model, **wish)
     plan = flux.plan(list(seeds), prompt, config, **rest)
     for path in checked:

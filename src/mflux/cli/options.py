@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mflux.engine.request import short
-from mflux.weights.catalog import BITS
+from mflux.weights.catalog import BITS, LORA_REPO
 
-LORA_REPO = "ali-vilab/In-Context-LoRA"  # mflux 0.8's default
 Values = Mapping[str, Any]  # by field name, of the flags that were given
 
 

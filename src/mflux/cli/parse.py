@@ -5,8 +5,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from mflux.cli.options import LORA_REPO, Command, Option, Values
+from mflux.cli.options import Command, Option, Values
 from mflux.errors import MfluxError, UsageError
+from mflux.weights.catalog import LORA_REPO
 
 
 class Parser(argparse.ArgumentParser):
