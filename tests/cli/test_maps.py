@@ -131,7 +131,19 @@ def test_save_depth_refuses_a_pickle_and_what_is_no_picture(refused, files, tmp_
             CANNY,
             ("--canny-image-path", "b.png", "--save-canny"),
             "`--save-canny`: the map is yours already",
-            "give `--image-path` to have one made",
+            "leave it out, or give `--image-path` to have one made",
+        ),
+        (
+            CANNY,
+            ("--canny-image-path", "b.png", "--canny-low", "3"),
+            "`--canny-low`: the map is yours already",
+            "leave it out, or give `--image-path` to have one made",
+        ),
+        (
+            "mflux-generate-depth",
+            ("--depth-image-path", "b.png", "--depth-model", "x"),
+            "`--depth-model`: the map is yours already",
+            "leave it out, or give `--image-path` to have one made",
         ),
         (
             CONTROLNET,
@@ -142,14 +154,26 @@ def test_save_depth_refuses_a_pickle_and_what_is_no_picture(refused, files, tmp_
         (
             CONTROLNET,
             ("--control-map", "b.png", "--controlnet-save-canny"),
-            "`--controlnet-save-canny`: there are no edges to find",
-            "give `--controlnet-image-path` to have a map made",
+            "`--controlnet-save-canny`: the map is yours already",
+            "leave it out, or give `--controlnet-image-path` to have one made",
+        ),
+        (
+            CONTROLNET,
+            ("--controlnet-image-path", "b.png", "--control-mode", "depth", "--canny-high", "9"),
+            "`--canny-high`: no canny map is made",
+            "leave it out, or give `--controlnet-image-path` to have one made",
+        ),
+        (
+            CONTROLNET,
+            ("--controlnet-image-path", "b.png", "--depth-model", "x"),
+            "`--depth-model`: no depth map is made",
+            "leave it out, or give `--controlnet-image-path` to have one made",
         ),
         (
             CONTROLNET,
             ("--control-map", "b.png", "--canny-low", "3"),
-            "`--canny-low`: there are no edges to find",
-            "give `--controlnet-image-path` to have a map made",
+            "`--canny-low`: the map is yours already",
+            "leave it out, or give `--controlnet-image-path` to have one made",
         ),
         (
             CONTROLNET,

@@ -141,6 +141,53 @@ def test_the_wrong_model_for_a_task_is_refused_with_both_channel_counts(refused,
     )
 
 
+OTHERS = {
+    "mflux-generate": ("fill", 384, 64),
+    "mflux-generate-fill": ("dev", 64, 384),
+    "mflux-generate-depth": ("black-forest-labs/FLUX.1-dev", 64, 128),
+    "mflux-generate-canny": ("fill", 384, 128),
+    "mflux-generate-kontext": ("depth", 128, 64),
+    "mflux-generate-masked-edit": ("fill", 384, 64),
+    "mflux-generate-redux": ("canny", 128, 64),
+    "mflux-generate-controlnet": ("fill", 384, 64),
+    "mflux-upscale": ("depth", 128, 64),
+    "mflux-generate-in-context": ("fill", 384, 64),
+    "mflux-generate-in-context-catvton": ("dev", 64, 384),
+    "mflux-generate-in-context-edit": ("dev", 64, 384),
+}
+PICTURES = {  # flags of each command's pictures
+    "mflux-generate": ("--image-path",),
+    "mflux-generate-fill": ("--image-path", "--mask-path"),
+    "mflux-generate-masked-edit": ("--image-path", "--mask-path"),
+    "mflux-generate-redux": ("--redux-image-paths",),
+    "mflux-generate-controlnet": ("--controlnet-image-path",),
+    "mflux-upscale": ("--controlnet-image-path",),
+    "mflux-generate-in-context-catvton": ("--person-image", "--person-mask", "--garment-image"),
+}
+
+
+def with_pictures(command: str, *paths: Path) -> list[str | Path]:
+    flags = PICTURES.get(command, ("--image-path",))
+    return [word for flag in flags for word in (flag, paths["mask" in flag])]
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_a_named_model_of_another_task_is_refused_before_it_is_downloaded(refused, files, command):
+    name, has, needs = OTHERS[command]
+    error, hint = refused("--prompt", "x", "--model", name, *with_pictures(command, *files), command=command)
+    assert error == f"`--model`: `{name}` takes {has} channels per token, but {command} needs {needs}"
+    assert "`--model " in hint
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_a_missing_picture_is_refused_before_a_model_is_downloaded(refused, files, command):
+    """Without a model's name FLUX.1's own would be downloaded."""
+    missing = Path("no.png")
+    model = ("--model", "dev") if command == "mflux-generate" else ()
+    error, hint = refused("--prompt", "x", *model, *with_pictures(command, missing, files[1]), command=command)
+    assert error.endswith("there is no file `no.png`") and hint == "check the path"
+
+
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
 def test_a_folder_that_is_not_a_model_is_refused_with_the_part_it_lacks(refused, tmp_path, oracle_model, part):
     model = hostile.copy_model(oracle_model("dev"), tmp_path / "model")

@@ -45,6 +45,11 @@ def test_a_map_of_another_size_is_stretched_to_the_asked_one(random_flux):
     assert same(draw(random_flux, Control(picture(100, 30))), draw(random_flux, Control(stretched)))
 
 
+def test_a_side_that_the_map_s_proportions_would_make_too_long_is_refused(random_flux):
+    with pytest.raises(UsageError, match="131072 x 16 px would be drawn"):
+        random_flux("control").plan(1, "x", conditions=[Control(np.zeros((1, 16384, 3), np.uint8))])
+
+
 @pytest.mark.parametrize("how", ["crop", "pad"])
 def test_crop_and_pad_keep_the_map_s_proportions(random_flux, how):
     tall = picture(96, 32)

@@ -11,7 +11,7 @@ from mflux.conditions.fill import mask_tokens
 from mflux.engine.latents import pack_latents
 from mflux.images.masks import outpainted
 from mflux.images.picture import Picture, to_pixels
-from mflux.images.sizes import parse_padding
+from mflux.images.sizes import fit, parse_padding
 
 CONFIG = Config(num_inference_steps=2, max_sequence_length=16)
 WHITE = np.full((48, 64), 255, np.uint8)
@@ -111,6 +111,22 @@ def test_an_edit_has_the_picture_s_own_size_or_the_asked_one(flux, mode):
     assert draw(flux, odd).image.size == (61, 45)
     asked = Config(num_inference_steps=1, max_sequence_length=16, height=32, width=48)
     assert draw(flux, odd, asked).image.size == (48, 32)
+
+
+@pytest.mark.parametrize("how", ["crop", "pad"])
+def test_crop_and_pad_keep_the_picture_s_proportions_and_its_bytes(flux, how):
+    source, paint = picture(96, 32), np.zeros((96, 32), np.uint8)
+    paint[40:56, 8:24] = 255
+    asked = Config(num_inference_steps=1, max_sequence_length=16, height=48, width=48)
+    result = draw(flux, Fill(source, paint, fit=how), asked)
+    fitted, grey = (np.asarray(fit(Image.fromarray(each), 48, 48, cover=how == "crop")) for each in (source, paint))
+    assert np.array_equal(np.asarray(result.image)[grey < 128], fitted[grey < 128])
+    assert not np.array_equal(np.asarray(result.image)[grey >= 128], fitted[grey >= 128])
+
+
+def test_fit_is_said_to_be_unused_where_no_size_is_asked_for(flux):
+    notes = flux.plan(3, "x", CONFIG, conditions=[Fill(picture(), mask(), fit="pad")]).notes
+    assert "fit pad is not used: the picture keeps its own size" in notes
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,18 @@ def test_the_named_change_is_done_and_the_rest_kept(kind):
     assert shares["done"] >= 75 and shares["kept"] >= 75, shares
 
 
+def test_schnell_is_the_base_with_its_guidance_built_in():
+    from mflux import Config, Flux1
+
+    prompt = "a small pink heart at the top, on a black background"
+    plain, asked = Flux1.from_name("tiny/schnell"), Flux1.from_name("tiny")
+    pictures = [plain.generate_image(5, prompt), asked.generate_image(5, prompt, Config(guidance=3.5))]
+    other = asked.generate_image(5, prompt, Config(guidance=1.0))
+    pixels = [np.asarray(each.image, np.int16) for each in (*pictures, other)]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
+    assert np.abs(pixels[0] - pixels[2]).max() > 1  # the bias is that of one guidance and of no other
+
+
 def test_the_same_seed_draws_the_same_picture_in_a_batch():
     from mflux import Flux1
 

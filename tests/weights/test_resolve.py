@@ -9,6 +9,9 @@ from mflux.errors import ModelError, UsageError
 from mflux.weights import catalog
 from mflux.weights.resolve import NETWORKS, SIDE_PARTS, resolve
 
+BUILT_IN = ("schnell", "fill", "kontext", "depth", "canny", "controlnet", "upscaler", "redux", "in-context")
+BUILT_IN += ("ic-edit", "try-on")
+
 
 @pytest.mark.parametrize(
     ("alias", "row"),
@@ -24,7 +27,7 @@ from mflux.weights.resolve import NETWORKS, SIDE_PARTS, resolve
         ("depth", "dev-depth"),
         ("canny", "dev-canny"),
         ("tiny", "tiny"),
-        ("tiny/fill", "tiny/fill"),
+        *((f"tiny/{name}", f"tiny/{name}") for name in BUILT_IN),
     ],
 )
 def test_aliases_name_their_rows(alias, row):
@@ -243,7 +246,13 @@ def test_a_built_in_model_that_is_not_trained_yet_says_so(name, tmp_path, monkey
         ("dev", "fill", "dev"),
         ("schnell", "upscaler", "schnell"),
         ("tiny", "fill", "tiny/fill"),
+        ("tiny/schnell", "fill", "tiny/schnell"),
+        ("tiny/schnell", "controlnet", "tiny/schnell"),
     ],
 )
 def test_a_bare_name_means_its_task_s_row_only_where_the_weights_are_the_same_or_built_in(name, task, row):
     assert catalog.find(name, task).name == row
+
+
+def test_the_channels_of_every_task_are_known():
+    assert {row.task for row in catalog.ROWS} == set(catalog.TASK_CHANNELS)

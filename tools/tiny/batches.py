@@ -18,7 +18,7 @@ UNKNOWN = SPECIAL_T5.index("<unk>")
 TWO_REFERENCES = 0.1  # share of kontext's batches
 SILENT = 0.8  # share of redux' pictures without a caption
 STRENGTH_LOW = 0.4  # of ControlNets, whose commands' default it is
-TIME_MEAN, NOISY_SHARE = 0.4, 0.2
+TIME_MEAN = 0.4
 
 
 @dataclass
@@ -207,10 +207,10 @@ def repad(ids: Tensor, length: int) -> Tensor:
     return ids[:, :length] if length <= ids.shape[1] else F.pad(ids, (0, length - ids.shape[1]))
 
 
-def random_times(size: int) -> Tensor:
-    """Mostly in the middle; a fifth near pure noise, where the words alone decide and two of eight steps are made."""
+def random_times(size: int, noisy: float) -> Tensor:
+    """Mostly in the middle; a share near pure noise, where the words alone decide and two of eight steps are made."""
     middle = torch.sigmoid(torch.randn(size) + TIME_MEAN)
-    return torch.where(torch.rand(size) < NOISY_SHARE, 1 - 0.15 * torch.rand(size), middle)
+    return torch.where(torch.rand(size) < noisy, 1 - 0.15 * torch.rand(size), middle)
 
 
 def random_guidance(size: int, high: float = GUIDANCE_HIGH) -> Tensor:

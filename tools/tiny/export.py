@@ -2,8 +2,9 @@
 
 diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the stages of a
 variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too, `redux/`
-its picture encoder and embedder, the panels' stages an adapter. A base that draws worse than the shipped one is refused
-(64 pictures of three sets; `--force` skips the comparison).
+its picture encoder and embedder, the panels' stages an adapter. Two are no stages: `schnell` is the shipped base with
+its guidance built in, `vae` the VAE alone, for a decoder that was made better. A base that draws worse than the shipped
+one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from clock import WORK, load_checkpoint, log
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from evaluate import SETS, SHIPPED, evaluate
 from latents import Codec
 from networks import PARTS, REDUX_PARTS, REDUX_SIDE, Networks
@@ -84,10 +85,14 @@ def _name_as_released(path: Path, prefix: str) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def write_vae(folder: Path) -> None:
+    AutoencoderKL.from_pretrained(VAE_FOLDER).to(torch.bfloat16).save_pretrained(folder / "vae")
+
+
 def write_base(networks: Networks, folder: Path) -> None:
     """The whole model: networks, VAE, tokenizers, scheduler, index."""
     write_networks(networks, folder, PARTS)
-    AutoencoderKL.from_pretrained(VAE_FOLDER).to(torch.bfloat16).save_pretrained(folder / "vae")
+    write_vae(folder)
     FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
     shutil.copytree(CLIP_FOLDER, folder / "tokenizer", dirs_exist_ok=True)
     shutil.copytree(T5_FOLDER, folder / "tokenizer_2", dirs_exist_ok=True)
@@ -111,12 +116,32 @@ def write_variant(networks: Networks, stage: Stage) -> None:
         scaled.save_pretrained(folder / "feature_extractor")
 
 
+@torch.no_grad()
+def write_schnell(guidance: float) -> None:
+    """The base for one guidance, whose embedding is then a constant: it goes into a bias, and its network goes."""
+    stored = FluxTransformer2DModel.from_pretrained(SHIPPED / "base" / "transformer", torch_dtype=torch.float32)
+    embedding = stored.time_text_embed
+    projected = embedding.time_proj(torch.tensor([1000 * guidance]))
+    embedding.timestep_embedder.linear_2.bias += embedding.guidance_embedder(projected)[0]
+    kept = {name: value for name, value in stored.state_dict().items() if "guidance_embedder" not in name}
+    sizes = {name: value for name, value in stored.config.items() if not name.startswith("_")}
+    plain = FluxTransformer2DModel.from_config(sizes | {"guidance_embeds": False})
+    plain.load_state_dict(kept)
+    plain.to(torch.bfloat16)
+    rounded = plain.time_text_embed.timestep_embedder.linear_2
+    rounded.bias.data = embedding.timestep_embedder.linear_2.bias.data  # float32: no step of it may be lost
+    plain.save_pretrained(SHIPPED / "schnell" / "transformer")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=list(STAGES))
+    parser.add_argument("stage", choices=[*STAGES, "schnell", "vae"])
     parser.add_argument("--guidance", type=float, default=3.5)
     parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
     options = parser.parse_args()
+    if options.stage in ("schnell", "vae"):
+        write_schnell(options.guidance) if options.stage == "schnell" else write_vae(SHIPPED / "base")
+        return
     networks = trained(options.stage)
     variant = STAGES[options.stage].variant
     if variant != "base":

@@ -182,7 +182,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--seed", type=int, default=FIRST_SEED)
     parser.add_argument("--out", type=Path, default=LATENTS_FILE)
+    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     encoded = encode_scenes(options.scenes, options.seed)
     save(encoded, options.out)
     spread = encoded.latents.float().std().item()

@@ -16,7 +16,10 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of the paper
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices inside blocks. The update's scale, 0.2 sqrt(longer side), matches AdamW's (Moonlight, 2025)."""
+    """For matrices inside blocks, and convolutions as matrices (out, in * height * width).
+
+    The update's scale, 0.2 sqrt(longer side), matches AdamW's (Moonlight, 2025).
+    """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 2e-3, momentum: float = 0.95, steps: int = 5) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps})
@@ -28,13 +31,15 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
-            for shape, parameters in shapes.items():
-                update = orthogonal(self._nesterov(parameters, group["momentum"]), group["steps"])
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+            for parameters in shapes.values():
+                ahead = self._nesterov(parameters, group["momentum"])
+                matrices = ahead.flatten(2)
+                update = orthogonal(matrices, group["steps"]).view_as(ahead)
+                rate = group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
                 torch._foreach_add_(parameters, list(update.unbind()), alpha=-rate)
 
     def _nesterov(self, parameters: list[Tensor], momentum: float) -> Tensor:
-        """(count, rows, columns): gradients ahead of their running averages."""
+        """(count, rows, columns, ...): gradients ahead of their running averages."""
         for parameter in parameters:
             if "average" not in self.state[parameter]:
                 self.state[parameter]["average"] = torch.zeros_like(parameter)

@@ -23,7 +23,7 @@ GLIMPSE_AFTER = 2  # single blocks; the head reads the image tokens there
 GLIMPSE_SIZES = (1 + len(SHAPES), 1 + len(COLORS) + len(BACKGROUNDS), 16)  # as labelled in `latents.py`
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 PARTS = ("transformer", *TEXT_PARTS)
-LORA_RANK = 16
+LORA_RANK = 32
 LORA_TARGETS = (  # all matrices inside blocks except the modulations
     r".*transformer_blocks\.\d+\."
     r"(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
@@ -164,9 +164,13 @@ class Networks(nn.Module):
         return F.cross_entropy(self.placing(text).float().flatten(0, 1), places.flatten(), ignore_index=0)
 
     def load_parts(self, folder: Path) -> None:
-        """Weights from a diffusers layout; a wider input layer keeps zeros in its extra columns."""
-        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        self.text_encoder_2 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
+        """Weights from a diffusers layout; a wider input layer keeps zeros in its extra columns.
+
+        A variant without text encoders has those of the base beside it.
+        """
+        words = folder if (folder / "text_encoder").exists() else folder.parent / "base"
+        self.text_encoder = CLIPTextModel.from_pretrained(words / "text_encoder", dtype=torch.float32)
+        self.text_encoder_2 = T5EncoderModel.from_pretrained(words / "text_encoder_2", dtype=torch.float32)
         stored = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self.load_transformer(stored.state_dict())
 

@@ -51,7 +51,7 @@ from batches import (
 )
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
 from holes import HOLES_FILE
-from latents import LATENTS_FILE, TOKENS, load, token_ids
+from latents import LATENTS_FILE, load, token_ids
 from looks import LOOKS_FILE
 from maps import MAPS_FILE
 from muon import Muon
@@ -78,7 +78,7 @@ class Stage:
     average · frozen: the networks that do not train · guided: guidance distillation · guidance_high: up to where
     guidance is drawn; where it stays off, the answer to guidance that the distilled weights have learnt is left as it
     is · added: what trains alone beside the networks: lora or controlnet · text_tokens: their number, where it does not
-    vary.
+    vary · noisy: share of times near pure noise, where the words and the references alone decide.
     """
 
     after: str | None
@@ -94,6 +94,7 @@ class Stage:
     guidance_high: float = GUIDANCE_HIGH
     added: str = ""
     text_tokens: int | None = None
+    noisy: float = 0.2
 
 
 FILL = Stage(
@@ -107,7 +108,14 @@ FILL = Stage(
     frozen=TEXT_PARTS,
 )
 KONTEXT = Stage(
-    after="distill", minutes=50, variant="kontext", rate=0.7, keep=0.99, warm_up=50, guidance_high=GUIDANCE_LOW
+    after="distill",
+    minutes=50,
+    variant="kontext",
+    rate=0.7,
+    keep=0.99,
+    warm_up=50,
+    guidance_high=GUIDANCE_LOW,
+    noisy=0.35,
 )
 PANELS = Stage(
     after="fill-distill",
@@ -292,8 +300,7 @@ def load_average(networks: Networks, stage: str | None) -> None:
 
 
 def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None, clock: Clock, compiled: bool) -> None:
-    """Until the time is over. What is unusual (another pad length, a second reference) runs uncompiled: each would cost
-    half a minute of compiling."""
+    """Until the time is over. Unusual pad lengths run uncompiled: each would cost minutes of compiling."""
     objective = FlowLoss(trainer.networks)
     fast = torch.compile(objective, dynamic=False) if compiled else objective
     empty = empty_ids(trainer.stage)
@@ -304,11 +311,9 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
         drop_captions(batch, empty, hiding=not trainer.stage.guided)
         length = trainer.stage.text_tokens or random_length()
         batch.t5_ids = repad(batch.t5_ids, length)
-        usual = length == (trainer.stage.text_tokens or PAD_LENGTHS[0]) and (
-            batch.references is None or batch.references.shape[1] == TOKENS
-        )
+        usual = length == (trainer.stage.text_tokens or PAD_LENGTHS[0])
         run = fast if usual else objective
-        loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty, trainer.stage.guidance_high)
+        loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty, trainer.stage)
         if texts is not None:
             place_loss, spill = text_step(trainer.networks, *texts())
         trainer.update()
@@ -342,11 +347,12 @@ def text_step(networks: Networks, t5_ids: Tensor, places: Tensor) -> tuple[Tenso
 
 
 def flow_step(
-    objective: nn.Module, teacher: Networks | None, batch: Batch, empty: tuple[Tensor, Tensor], guidance_high: float
+    objective: nn.Module, teacher: Networks | None, batch: Batch, empty: tuple[Tensor, Tensor], stage: Stage
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noise the batch, compare velocities, leave the gradients; returns loss, plain error and shape loss."""
     size = len(batch.clean)
-    times, guidance, noise = random_times(size), random_guidance(size, guidance_high), torch.randn_like(batch.clean)
+    times, guidance = random_times(size, stage.noisy), random_guidance(size, stage.guidance_high)
+    noise = torch.randn_like(batch.clean)
     inputs = torch.cat([torch.lerp(batch.clean, noise, times[:, None, None]), batch.extra], dim=2)
     with torch.autocast("cpu", torch.bfloat16):
         target = noise - batch.clean

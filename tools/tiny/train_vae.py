@@ -3,7 +3,8 @@
 Crops of 64 px for the first half (three times as many pictures a second), then whole pictures, then the decoder alone
 against latents that carry noise, as the transformer's will. The encoder's log-variance is fixed at its lower bound:
 sampling the posterior equals its mode, and image-to-image is deterministic.
-`--refine .tiny/vae` goes on with the decoder of a finished VAE: its latents, and what was trained on them, stay valid.
+`--refine .tiny/vae` goes on with the decoder of a finished VAE, on latents that are encoded once: they, and what was
+trained on them, stay valid.
 Leaves the finished AutoencoderKL in .tiny/vae (diffusers layout).
 """
 
@@ -16,18 +17,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
 from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
-from world import SIDE, SceneKind, depth_map, draw, edge_map, sample_scene
+from muon import Muon
+from world import COLORS, SIDE, SceneKind, depth_map, draw, edge_map, sample_scene
 
 LEVELS = (16, 32, 48, 48)
 LATENT_CHANNELS = 16
 LOWEST_LOGVAR = -30.0
-LEARNING_RATE, REFINING_RATE = 2e-3, 1e-3
+LEARNING_RATE = 2e-3
 CROPS_UNTIL, DECODER_FROM = 0.5, 0.78  # shares of the time
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 16, 8
 LATENT_NOISE = 0.2
+EDGE, EDGE_WEIGHT = 0.25, 3.0  # of the range from black to white; small shapes and thin lines are all edges
 VAE_FOLDER = WORK / "vae"
 
 
@@ -50,20 +54,46 @@ def build_vae() -> AutoencoderKL:
 
 
 def vae_picture(rng: np.random.Generator) -> Image.Image:
-    """A scene (70 %), one with a gray hole, its edges or its depth (10 % each): what Fill and Control must encode."""
-    scene = sample_scene(rng, SceneKind(styled=0.4, dotted=0.3))
+    """A scene (60 %), confetti (16 %), a scene with a gray hole, its edges or its depth (8 % each)."""
     choice = rng.random()
-    if choice < 0.7:
+    if choice < 0.16:
+        return confetti(rng)
+    scene = sample_scene(rng, SceneKind(styled=0.4, dotted=0.3))
+    if choice < 0.76:
         return draw(scene)
-    if choice < 0.8:
+    if choice < 0.84:
         return depth_map(scene)
-    if choice < 0.9:
+    if choice < 0.92:
         return edge_map(draw(scene))
     picture = draw(scene)
     left, top = rng.integers(0, SIDE - 24, 2)
     width, height = rng.integers(24, SIDE, 2)
     ImageDraw.Draw(picture).rectangle((left, top, left + width, top + height), fill=(128, 128, 128))
     return picture
+
+
+def confetti(rng: np.random.Generator) -> Image.Image:
+    """Ragged pieces in any colour: no shape of the world's, so that a colour does not tell the decoder its shape."""
+    picture = Image.new("RGB", (3 * SIDE, 3 * SIDE), _any_color(rng))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(rng.integers(1, 6)):
+        corners = int(rng.integers(3, 12))
+        turns = np.sort(rng.uniform(0, 2 * np.pi, corners))
+        reach = rng.uniform(0.05, 0.3) * rng.uniform(0.3, 1.2, corners)
+        x, y = rng.uniform(0.1, 0.9, 2)
+        across, down = x + reach * np.cos(turns), y + reach * np.sin(turns)
+        points = [(float(a), float(b)) for a, b in 3 * SIDE * np.stack([across, down], axis=1)]
+        pen.polygon(points, fill=_any_color(rng))
+        if rng.random() < 0.4:
+            pen.line([*points, points[0]], fill=_any_color(rng), width=int(rng.integers(6, 16)))
+    return picture.reduce(3)
+
+
+def _any_color(rng: np.random.Generator) -> tuple[int, int, int]:
+    if rng.random() < 0.6:
+        return list(COLORS.values())[int(rng.integers(len(COLORS)))]
+    red, green, blue = rng.integers(0, 256, 3)
+    return int(red), int(green), int(blue)
 
 
 def _pictures(seed: int, count: int) -> np.ndarray:
@@ -78,9 +108,8 @@ def draw_pictures(count: int, seed: int = 0, processes: int = 2) -> torch.Tensor
         return torch.from_numpy(np.concatenate(list(parts))).permute(0, 3, 1, 2)
 
 
-def batch_of(pictures: torch.Tensor, size: int, crop: int) -> torch.Tensor:
-    """`size` random crops in [-1, 1]."""
-    rows = torch.randint(len(pictures), (size,))
+def batch_of(pictures: torch.Tensor, rows: torch.Tensor, crop: int) -> torch.Tensor:
+    """Crops of some pictures in [-1, 1], all at one random place."""
     top, left = torch.randint(0, SIDE - crop + 1, (2,)).tolist()
     chosen = pictures[rows, :, top : top + crop, left : left + crop]
     return (chosen.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
@@ -90,10 +119,17 @@ def batch_of(pictures: torch.Tensor, size: int, crop: int) -> torch.Tensor:
 
 
 def reconstruction_loss(drawn: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Squared + 0.1 absolute + 0.2 difference of the neighbouring pixels' differences."""
+    """Squared + 0.1 absolute + 0.2 difference of the neighbouring pixels' differences, near edges four times."""
     error = (drawn - real).float()
     steps = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return error.square().mean() + 0.1 * error.abs().mean() + 0.2 * steps
+    weight = 1 + EDGE_WEIGHT * near_edges(real)
+    return (weight * (error.square() + 0.1 * error.abs())).mean() + 0.2 * steps
+
+
+def near_edges(real: torch.Tensor) -> torch.Tensor:
+    """1 within three pixels of an edge, else 0: (B, 3, H, W) in [-1, 1] -> (B, 1, H, W)."""
+    lightest, darkest = F.max_pool2d(real, 7, stride=1, padding=3), -F.max_pool2d(-real, 7, stride=1, padding=3)
+    return ((lightest - darkest).amax(dim=1, keepdim=True) > 2 * EDGE).to(real.dtype)
 
 
 def noisy(latents: torch.Tensor) -> torch.Tensor:
@@ -104,15 +140,16 @@ def noisy(latents: torch.Tensor) -> torch.Tensor:
 
 
 class Autoencode(torch.nn.Module):
-    """Picture in, loss out."""
+    """Pictures in, loss out; their latents, where they are known, spare the encoder."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, pictures: torch.Tensor, train_encoder: bool) -> torch.Tensor:
-        with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
-            latents = self.vae.encoder(pictures)[:, :LATENT_CHANNELS].float()
+    def forward(self, pictures: torch.Tensor, latents: torch.Tensor | None, train_encoder: bool) -> torch.Tensor:
+        if latents is None:
+            with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
+                latents = self.vae.encoder(pictures)[:, :LATENT_CHANNELS].float()
         drawn = self.vae.decoder(noisy(latents))
         return reconstruction_loss(drawn, pictures) + 1e-5 * latents.square().mean()
 
@@ -131,7 +168,10 @@ class VaeTrainer:
         self.objective = Autoencode(
             self.vae
         )  # eager: compiled, it was hardly faster and did not learn (torch 2.13, CPU)
-        self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+        matrices = [p for p in self.vae.parameters() if p.ndim > 1]
+        others = [p for p in self.vae.parameters() if p.ndim == 1]
+        adam = torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizers = [Muon(matrices, lr=LEARNING_RATE), adam]
         self.step, self.spent = 0, 0.0
         if refine is not None:
             self.freeze_encoder()
@@ -139,7 +179,8 @@ class VaeTrainer:
         if state is not None:
             self.vae.load_state_dict(state["vae"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(stored)
             self.step, self.spent = state["step"], state["spent"]
 
     @property
@@ -151,27 +192,30 @@ class VaeTrainer:
         self.vae.encoder.load_state_dict(self.average.encoder.state_dict())
         self.vae.encoder.requires_grad_(False)
 
-    def update(self, pictures: torch.Tensor, rate: float) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def update(self, pictures: torch.Tensor, latents: torch.Tensor | None, rate: float) -> float:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = self.objective(pictures, self.trains_encoder)
-        self.optimizer.zero_grad(set_to_none=True)
+            loss = self.objective(pictures, latents, self.trains_encoder)
+        self.vae.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         self.step += 1
         follow(self.average, self.vae, self.step)
         return loss.item()
 
     def save(self, spent: float) -> None:
         state = {"vae": self.vae.state_dict(), "average": self.average.state_dict()}
-        state |= {"optimizer": self.optimizer.state_dict(), "step": self.step, "spent": spent}
+        state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        state |= {"step": self.step, "spent": spent}
         save_checkpoint(self.file, state)
 
 
 def train(minutes: float, pictures: torch.Tensor, refine: Path | None = None) -> AutoencoderKL:
     trainer = VaeTrainer(refine)
+    known = None if refine is None else encoded(trainer.vae, pictures)
     clock = Clock(minutes, trainer.spent)
     saved = clock.spent
     while not clock.over:
@@ -179,9 +223,10 @@ def train(minutes: float, pictures: torch.Tensor, refine: Path | None = None) ->
         if share >= DECODER_FROM and trainer.trains_encoder:
             trainer.freeze_encoder()
         crops = share < CROPS_UNTIL and refine is None
-        batch = batch_of(pictures, CROP_BATCH, CROP) if crops else batch_of(pictures, WHOLE_BATCH, SIDE)
-        rate = (LEARNING_RATE if refine is None else REFINING_RATE) * decay(share, flat=0.3)
-        loss = trainer.update(batch, rate * min(1.0, (trainer.step + 1) / 100))
+        rows = torch.randint(len(pictures), (CROP_BATCH if crops else WHOLE_BATCH,))
+        batch = batch_of(pictures, rows, CROP if crops else SIDE)
+        rate = LEARNING_RATE * decay(share, flat=0.3) * min(1.0, (trainer.step + 1) / 100)
+        loss = trainer.update(batch, None if known is None else known[rows].float(), rate)
         if trainer.step % 100 == 0:
             log("vae", step=trainer.step, spent=round(clock.spent), loss=round(loss, 5))
         if clock.spent - saved > CHECKPOINT_SECONDS:
@@ -189,6 +234,15 @@ def train(minutes: float, pictures: torch.Tensor, refine: Path | None = None) ->
             trainer.save(saved)
     trainer.save(clock.spent)
     return trainer.average
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, pictures: torch.Tensor, part: int = 50) -> torch.Tensor:
+    """Latents of all pictures, (N, 16, 16, 16) float16."""
+    floats = (some.float() / 127.5 - 1.0 for some in pictures.split(part))
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [vae.encoder(some)[:, :LATENT_CHANNELS].half() for some in floats]
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -224,11 +278,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--refine", type=Path, metavar="FOLDER", help="a finished VAE whose decoder is to get better")
+    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to another training")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    vae = train(options.minutes, draw_pictures(options.pictures), options.refine)
-    measured = draw_pictures(512, seed=1000)
+    processes = options.threads or 2
+    vae = train(options.minutes, draw_pictures(options.pictures, 0, processes), options.refine)
+    measured = draw_pictures(256, 1000, processes)
     if options.refine is None:
         finish(vae, measured)
     report(vae, measured)

@@ -145,8 +145,7 @@ def control_conditions(command: Command, values: Values) -> tuple[Any, ...]:
         problem = "both kinds of control image are given" if "image" in values else "there is no control image"
         own_map = command.flag_of("image")
         raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
-    if "image" in values and "side_files" in values:
-        raise UsageError("the map is yours already", "give `--image-path` to have one made", "side_files")
+    check_making(values, {command.task} if "source" in values else set(), "--image-path")
     return (condition(command, "Control", values, kind=command.task),)
 
 
@@ -156,11 +155,6 @@ def controlnet_conditions(command: Command, values: Values) -> tuple[Any, ...]:
     if not pictures:
         hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
         raise UsageError("there is no control image", hint)
-    if "source" not in values:
-        for name in ("side_files", "canny_low", "canny_high", "depth_model"):
-            if name in values:
-                hint = "give `--controlnet-image-path` to have a map made"
-                raise UsageError("there are no edges to find", hint, name)
     for name in EACH_OWN:
         if len(values.get(name, ())) not in (0, 1, len(pictures)):
             problem = f"{len(values[name])} values for {len(pictures)} control images"
@@ -170,7 +164,18 @@ def controlnet_conditions(command: Command, values: Values) -> tuple[Any, ...]:
     for index, (name, picture) in enumerate(pictures):
         own = {key: values[key][min(index, len(values[key]) - 1)] for key in EACH_OWN if key in values}
         found.append(condition(command, "ControlNet", {**shared, **own, name: picture}))
+    check_making(values, {each.map.kind for each in found if each.source is not None}, "--controlnet-image-path")
     return tuple(found)
+
+
+def check_making(values: Values, kinds: set[str], picture: str) -> None:
+    """Refuse flags about making a map where none of that kind is made; picture: the flag of what one is made from."""
+    needs = {"canny_low": {"canny"}, "canny_high": {"canny"}, "depth_model": {"depth"}}
+    needs["side_files"] = set(values.get("side_files", ()))
+    for name, makers in needs.items():
+        if name in values and not makers & kinds:
+            problem = f"no {' or '.join(makers)} map is made" if kinds else "the map is yours already"
+            raise UsageError(problem, f"leave it out, or give `{picture}` to have one made", name)
 
 
 # --- flags that several commands have ---------------------------------------------------------------------------------
@@ -182,8 +187,8 @@ def side_file(flag: str, artifact: str, what: str) -> Option:
     return Option(flag, "Run.side_files", words, {"action": "append_const", "const": artifact})
 
 
-def fit(owner: str) -> Option:
-    return Option("--fit", f"{owner}.fit", "how the map is brought to an asked size: stretch (default), crop or pad")
+def fit(owner: str, what: str = "the map") -> Option:
+    return Option("--fit", f"{owner}.fit", f"how {what} is brought to an asked size: stretch (default), crop or pad")
 
 
 def depth_model(owner: str) -> Option:
@@ -292,6 +297,7 @@ COMMANDS = (
                 "without a mask, for adapters trained so: the picture in the extra channels (channels) or beside "
                 "the drawn one (spatial)",
             ),
+            fit("Fill", "the picture"),
         ),
         fill_conditions,
         default_model="fill",

@@ -20,7 +20,7 @@ from mflux.cli.watch import Watch, Watching
 from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, StoppedError, UsageError
 from mflux.paths import check_output, check_output_size, expand, reading
-from mflux.weights.catalog import BITS, check_name, require
+from mflux.weights.catalog import BITS, TASK_CHANNELS, by_repo, check_name, find, require
 
 AUTO_SEED_MAX = 10_000_000
 MAX_SEEDS = 1_000_000
@@ -92,6 +92,8 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
     targets = output_names(run.output, seeds, len(turns), prompt)
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions_of(command, values)}
+    for condition in rest["conditions"]:
+        condition.check_pictures()
     model, base_model = choose_model(command, run, values.get("base_model"))
     wish = {"base_model": base_model, "task": command.task, **choose_loras(values)}
     wish |= {name: values[name] for name in OF_THE_MODEL if name in values}
@@ -263,6 +265,11 @@ def choose_model(command: Command, run: Run, base_model: str | None) -> tuple[st
     check_name(name)
     if base_model is not None:
         require(base_model, "base_model")
+    row = find(name, command.task) or by_repo(name)
+    if row and TASK_CHANNELS[row.task] != TASK_CHANNELS[command.task]:  # known before a download
+        problem = f"`{name}` takes {TASK_CHANNELS[row.task]} channels per token, but {command.name} needs"
+        hint = f"use a model that was made for it, for example `--model {command.default_model or 'dev'}`"
+        raise UsageError(f"{problem} {TASK_CHANNELS[command.task]}", hint, "model")
     return name, base_model
 
 

@@ -54,7 +54,8 @@ class ControlNet(Condition):
     fit: str = "stretch"
 
     @property
-    def _map(self) -> MapSource:
+    def map(self) -> MapSource:
+        """Where its map comes from."""
         kind = "canny" if self.mode is None else mode_name(self.mode)
         thresholds = self.canny_low, self.canny_high
         return MapSource(self.image, self.source, kind, *thresholds, self.depth_model, self.fit)
@@ -66,10 +67,10 @@ class ControlNet(Condition):
         if self.start >= self.end:
             problem = f"the window from {self.start:g} to {self.end:g} holds no step"
             raise UsageError(problem, "give a `start` below `end`, both from 0 to 1", "start")
-        if self.source is not None and self._map.kind not in FROM_PICTURES:
+        if self.source is not None and self.map.kind not in FROM_PICTURES:
             problem = f"a map of the mode `{self.mode}` cannot be made from a picture here"
             raise UsageError(problem, "make the map elsewhere and give it as `image`", "mode")
-        sized = self._map.plan(draft)
+        sized = self.map.plan(draft)
         if self.strength == 0:
             return replace(sized, encodes=draft.encodes)
         draft = sized
@@ -91,11 +92,11 @@ class ControlNet(Condition):
     def prepare(self, stage: Stage) -> Prepared:
         if self.strength == 0:
             return Prepared()
-        made = self._map.make(stage)
+        made = self.map.make(stage)
         control = encode_map(made, stage, "control")
         network = stage.network(self._side(stage.plan.row.family))
         mode = mode_number(self.mode, network.config.num_mode)
-        artifacts = self._map.artifacts(made)
+        artifacts = self.map.artifacts(made)
         window = self.start, self.end
 
         def bind(run: Run) -> Hooks:

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mflux.conditions.canvas import plan_canvas, planned_canvas
+from mflux.conditions.maps import FITS
 from mflux.conditions.side_by_side import Panels
 from mflux.engine.latents import LATENT_PIXELS, TOKEN_CHANNELS, pack_latents
 from mflux.engine.request import check_choice
@@ -31,7 +32,8 @@ class Fill(Condition):
     image, mask: path, PIL image or uint8 array of the same size.  edit_mode: draw the whole picture anew as an edit of
     it, without a mask: `channels` shows it uncovered in the extra channels, `spatial` in a panel on the left.
     outpaint: top, right, bottom, left in px or per cent ("0,25%,0,25%" or a list), painted around the picture; the mask
-    may then be left out.  composite: keep every byte outside the mask.
+    may then be left out.  composite: keep every byte outside the mask.  fit: how both are brought to an asked size, as
+    in Control.
     """
 
     image: PictureSource = field(metadata=PICTURE)
@@ -39,13 +41,15 @@ class Fill(Condition):
     edit_mode: str | None = None
     outpaint: str | Sequence[int | str] | None = None
     composite: bool = True
+    fit: str = "stretch"
 
     def plan(self, draft: Draft) -> Draft:
+        check_choice("fit", self.fit, FITS)
         if self.edit_mode is not None:
             check_choice("edit_mode", self.edit_mode, EDIT_MODES)
             if self.mask is not None or self.outpaint is not None:
                 raise UsageError("an edit mode draws the whole picture", "leave `mask` and `outpaint` out", "edit_mode")
-        planned = plan_canvas(*self._sources(), draft)
+        planned = plan_canvas(*self._sources(), draft, how=self.fit)
         if self.edit_mode == "spatial":
             assert planned.height and planned.width
             double = Panels(planned.height, planned.width).lay_out(draft, "Fill")
@@ -55,7 +59,7 @@ class Fill(Condition):
     def prepare(self, stage: Stage) -> Prepared:
         if self.edit_mode == "spatial":
             return self._beside(stage)
-        canvas = planned_canvas(*self._sources(), stage.plan)
+        canvas = planned_canvas(*self._sources(), stage.plan, how=self.fit)
         inputs = Inputs(channels=fill_channels(stage, canvas.rgb, canvas.mask, hole=self.edit_mode is None))
         return Prepared(inputs, finish=canvas.kept if self.composite else canvas.placed, icc=canvas.source.icc)
 
@@ -73,7 +77,8 @@ class Fill(Condition):
     def _beside(self, stage: Stage) -> Prepared:
         """The picture in the left panel, and its edit drawn in the right one."""
         panels = Panels.of(stage.plan)
-        canvas = planned_canvas(*self._sources(), replace(stage.plan, height=panels.height, width=panels.width))
+        plan = replace(stage.plan, height=panels.height, width=panels.width)
+        canvas = planned_canvas(*self._sources(), plan, how=self.fit)
         prepared = drawn_beside(stage, panels, canvas.rgb, np.zeros_like(canvas.rgb), canvas.mask, canvas.source.icc)
         return replace(prepared, finish=lambda pixels: canvas.placed(panels.second(pixels)))
 

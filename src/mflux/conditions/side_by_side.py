@@ -61,6 +61,8 @@ def panel_of(row: Row, height: int, width: int) -> Panels:
 def method_lora(draft: Draft, task: str, style: str | None = None) -> Draft:
     """With the adapter that a method has of its own for the model in use, if there is one; the user's come after it."""
     row = method_row(draft, task)
+    if row.folder and style:
+        draft = draft.noted(f"style {style} is not used: `{row.name}` has one adapter for all")
     if not row.folder:
         name = METHOD_LORAS.get(style or task)
         return draft.adapted(name) if name else draft

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mflux.engine.latents import TOKEN_PIXELS
 from mflux.engine.parts import Parts
-from mflux.engine.request import CELL, Request
+from mflux.engine.request import CELL, MAX_SIDE, Request
 from mflux.engine.slots import Draft, Plan, check_channels, check_tiles
 from mflux.errors import UsageError
 from mflux.images.sizes import floor_to_cell
@@ -42,6 +42,7 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
     for condition in request.conditions:
         draft = condition.plan(draft)
     draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
+    check_sides(draft)
     check_channels(draft)
     check_tiles(draft)
     if draft.tile and config.step_cache:
@@ -56,6 +57,13 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
     if not force:
         check_memory(plan, plan.memory_bytes)
     return plan
+
+
+def check_sides(draft: Draft) -> None:
+    """Refuse sides that a condition derived from a picture and that are beyond what may be asked for."""
+    if max(draft.height or 0, draft.width or 0) > MAX_SIDE:
+        problem = f"{draft.width} x {draft.height} px would be drawn"
+        raise UsageError(problem, f"sides up to {MAX_SIDE} px: use a picture of other proportions, or give a size")
 
 
 def check_memory(plan: Plan, needed: int) -> None:

@@ -21,7 +21,7 @@ from mflux.engine.latents import TOKEN_CHANNELS
 from mflux.engine.request import CELL, Config, Request, check_number
 from mflux.engine.schedule import image_strength_start, strength_start
 from mflux.errors import UsageError
-from mflux.images.picture import describe, described
+from mflux.images.picture import describe, described, load, several
 from mflux.images.sizes import floor_to_cell
 from mflux.models.transformer import EditAttention, JointView, Residuals, StreamModulation, TransformerConfig
 from mflux.weights.catalog import TASK_CHANNELS, Row
@@ -319,6 +319,14 @@ class Condition:
 
     def prepare(self, stage: Stage) -> Prepared:
         return Prepared()
+
+    def check_pictures(self) -> None:
+        """Decode all pictures, before a model is looked for.  Raises UsageError, naming the field."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.metadata.get("picture") and value is not None:
+                for source in several(value):
+                    load(source, each.name)
 
     def to_json(self) -> dict[str, Any]:
         """Class name and the fields that differ from their defaults; pictures as path and sha256."""

@@ -84,12 +84,18 @@ def open_mask(source: PictureSource, picture: Picture, field: str) -> Image.Imag
 
 
 def open_canvas(
-    picture: Picture, mask: PictureSource, size: tuple[int, int] | None, crop: int | None = None, grow: int = 0
+    picture: Picture,
+    mask: PictureSource,
+    size: tuple[int, int] | None,
+    crop: int | None = None,
+    grow: int = 0,
+    how: str = "stretch",
 ) -> Canvas:
     """Source and mask for a run.  size: height and width, multiples of 16, or None for the source's own.  grow: px that
     the mask is widened by first.
 
-    With a size, both are stretched to it (Lanczos), and that picture is the one to keep.  With `crop`, only the
+    With a size, both are brought to it (Lanczos) as `how` says: `stretch`, `crop` or `pad`, and that picture is the one
+    to keep.  With `crop`, only the
     surroundings of the mask, so many px wide, are brought to the size, proportions kept.
     """
     grey = open_mask(mask, picture, "mask")
@@ -100,9 +106,12 @@ def open_canvas(
         rgb = fit(Image.fromarray(picture.rgb).crop(box), *size, cover=False)
         shown = fit(grey.crop(box), *size, cover=False)
         return Canvas(picture, np.asarray(grey), np.asarray(rgb), painted(shown), box)
-    if size:
+    if size and how == "stretch":
         grey = grey.resize((size[1], size[0]), Image.Resampling.LANCZOS)
         picture = picture.resized(*size)
+    elif size:
+        pixels, grey = (fit(each, *size, cover=how == "crop") for each in (Image.fromarray(picture.pixels), grey))
+        picture = Picture(np.asarray(pixels), picture.icc)
     return Canvas(picture, np.asarray(grey), pad(picture.rgb), pad(painted(grey)))
 
 

@@ -84,6 +84,7 @@ ROWS = (
     ),
     Row("dev-upscaler", "dev", "upscaler", BFL + "dev", steps=28),
     Row("tiny", "tiny", "base", folder="base", **DEMO),
+    Row("tiny/schnell", "tiny", "base", folder="schnell", companion="tiny", **(DEMO | {"guidance": None})),
     Row("tiny/fill", "tiny", "fill", folder="fill", companion="tiny", **DEMO),
     Row("tiny/kontext", "tiny", "kontext", folder="kontext", companion="tiny", **DEMO),
     Row("tiny/depth", "tiny", "depth", folder="control", companion="tiny", **DEMO),
@@ -107,7 +108,7 @@ SIDES = {
     ("image encoder", "dev"): "openai/clip-vit-large-patch14",
 }
 TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}
-TASK_CHANNELS |= {"in-context": 64, "ic-edit": 384, "try-on": 384}
+TASK_CHANNELS |= {"in-context": 64, "ic-edit": 384, "try-on": 384, "controlnet": 64, "upscaler": 64}
 # LoRAs that methods have of their own, as names of files on the hub.  Source: ali-vilab/In-Context-LoRA, ICEdit.
 LORA_REPO = "ali-vilab/In-Context-LoRA"
 STYLES = {
@@ -127,11 +128,11 @@ METHOD_LORAS["ic-edit"] = "RiverZ/normal-lora:pytorch_lora_weights.safetensors"
 
 
 def find(name: str, task: str = "base") -> Row | None:
-    """The row of an alias; a bare name means its row for `task` where the same model, or the built-in, has one."""
+    """The row of an alias; `tiny`, and a name whose model serves the task as well, mean their rows for `task`."""
     row = BY_NAME.get(name)
     if row is None or row.task != "base":
         return row
-    own = BY_NAME.get(f"tiny/{task}" if row.family == "tiny" else f"{row.name}-{task}")
+    own = BY_NAME.get(f"tiny/{task}" if row.name == "tiny" else f"{row.name}-{task}")
     return own if own and own.repo == row.repo else row
 
 
