@@ -1,7 +1,10 @@
 """Paths as users type them.  Imports nothing heavy: a wrong name has to be told before mlx or Pillow is loaded."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from mflux.errors import UsageError
 
@@ -23,6 +26,18 @@ def expand(name: str | os.PathLike[str], field: str | None = None) -> Path:
         shown = str(name) if len(str(name)) <= 60 else f"{str(name)[:50]}..."
         raise UsageError(f"`{shown}` is no usable path ({reason})", "check the name", field) from None
     return path
+
+
+@contextmanager
+def reading(path: Path, field: str) -> Iterator[BinaryIO]:
+    """The bytes of a text file.  Raises UsageError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise UsageError(f"there is no file `{path}`", "check the path", field) from None
+    except OSError as error:
+        raise UsageError(f"`{path}` cannot be read ({error.strerror})", "give a text file", field) from None
 
 
 def check_output(name: str | os.PathLike[str], field: str = "output") -> Path:

@@ -81,13 +81,6 @@ def on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
-def limit_cache(size: int) -> None:
-    """Let MLX keep at most so many bytes of freed memory for reuse."""
-    import mlx.core as mx
-
-    mx.set_cache_limit(size)
-
-
 @cache
 def physical_memory() -> int:
     """Bytes of memory in this machine (unified memory on a Mac)."""

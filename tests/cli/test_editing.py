@@ -51,6 +51,15 @@ def test_turns_write_a_picture_each_and_each_replays_the_chain(on, files):
     assert np.array_equal(np.asarray(again.image), pixels(names[-1]))
 
 
+def test_a_picture_that_kept_no_pixels_keeps_none_when_it_is_drawn_again_from_another(cli, files):
+    fill = ("--model", "tiny", "--prompt", "x", *QUICK, "--no-composite", "--image-path", files[0])
+    Image.new("L", Image.open(files[0]).size, 255).save("mask.png")
+    assert cli(*fill, "--mask-path", "mask.png", command="mflux-generate-fill").code == 0
+    again = cli("-C", "image.png", "--image-path", files[1], "--output", "b.png", command="mflux-generate-fill")
+    assert again.code == 0
+    assert read_metadata("b.png")["request"]["conditions"][0]["composite"] is False
+
+
 @pytest.mark.parametrize(
     ("flags", "error", "hint"),
     [

@@ -128,7 +128,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(cli, config, updates):
 
 def test_half_a_checkpoint_is_none(cli, config):
     assert train(cli, "--config", "train.json", "--max-steps", "1").code == 0
-    Path("run/_checkpoints/tmpx.partial").write_bytes(b"PK")
+    Path("run/_checkpoints/.0000002_checkpoint-1.zip").write_bytes(b"PK")  # what a killed run leaves
     done = train(cli, "--resume", "latest", "--output", "run", "--max-steps", "2")
     assert done.code == 0, done.err
 

@@ -136,7 +136,7 @@ def editor(flux, condition, texts=()):
     edit = hooks.edit_attention(At(0, plan.sigmas[0], 0.5), 0)
     if texts:
         null, *encoded = (EncodedText(*flux.encode_prompt(text, None, 16), 1) for text in ("", *texts))
-        edit = condition.edited(network, null, [FineEdit(5.0, text, None) for text in encoded], None)
+        edit = condition.edited(network, null, [FineEdit(5.0, text, None) for text in encoded], ())
     return edit, network, branches[0], noise
 
 

@@ -57,7 +57,7 @@ class Toy:
     def drawn(self, condition, clean, noise):
         """The picture that the controlled drawing ends in."""
         steer = condition.controller(clean, len(self.sigmas) - 1)
-        after = condition.noise_after(self.run(noise))[0] if condition.sde else lambda x, at: x
+        after = condition.noise_after(self.run(noise)) if condition.sde else ()
         velocity = lambda x, at: steer(self.of(x, at.sigma), x, at)  # noqa: E731
         *_, last = integrate(velocity, noise, self.sigmas, self.first, after)
         return last.latents

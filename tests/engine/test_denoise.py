@@ -45,7 +45,7 @@ def test_after_step_sees_the_next_level_and_its_result_goes_on():
         seen.append(at.sigma_next)
         return mx.zeros(latents.shape)
 
-    assert not last(integrate(lambda x, at: x, mx.ones((1, 2, 1)), EVEN, after_step=pin)).any()
+    assert not last(integrate(lambda x, at: x, mx.ones((1, 2, 1)), EVEN, after_step=[pin])).any()
     assert seen == EVEN[1:]
 
 

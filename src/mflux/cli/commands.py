@@ -1,32 +1,60 @@
 """The commands, as one table."""
 
 import argparse
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mflux.cli.options import LORAS, SHARED, Command, Option, Values, place, quantize, real, whole
+from mflux.cli.options import LORAS, PLACE, REAL, SHARED, SWITCH, WHOLE, Command, Option, Values, quantize, real
 from mflux.errors import UsageError
 
+PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
+EACH_OWN = ("ControlNet.model", "strength", "mode", "start", "end")  # lists, paired with the control images
+MAPS = ("heatmap", "overlay", "segmentation", "maps")
 
-def generate_conditions(values: Values) -> tuple[Any, ...]:
-    return (*start_conditions(values), *adapter_conditions(values))
+
+# --- from values to conditions ----------------------------------------------------------------------------------------
 
 
-def adapter_conditions(values: Values) -> tuple[Any, ...]:
-    """The IP-Adapter, where one is given."""
-    given = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("IPAdapter.")}
-    if not given:
-        return ()
-    for name, flag in (("file", "--ip-adapter"), ("image", "--ip-adapter-image")):
-        if name not in given:
-            raise UsageError(f"`{flag}` is missing", "give the adapter's file and a picture for it")
+def fields_of(command: Command, owner: str, values: Values) -> dict[str, Any]:
+    """The values of the flags that fill fields of a class, by field."""
+    told = [option for option in command.options if option.name in values]
+    reads = [(option.name, *each.split(".")) for option in told for each in option.reads.split()]
+    return {field: values[name] for name, reader, field in reads if reader == owner}
+
+
+def condition(command: Command, name: str, values: Values, **more: Any) -> Any:
+    """The condition of this class that the flags describe; `more`: fields without a flag."""
     from mflux import conditions
 
-    return (conditions.IPAdapter(**given),)
+    return getattr(conditions, name)(**fields_of(command, name, values), **more)
 
 
-def start_conditions(values: Values) -> tuple[Any, ...]:
+def needed(command: Command, values: Values, hint: str, *names: str) -> None:
+    """Refuse where a flag that fills one of these fields is not given."""
+    for name in names:
+        if name not in values:
+            raise UsageError(f"`{command.flag_of(name)}` is missing", hint)
+
+
+def one(owner: str, hint: str, *names: str) -> Callable[[Command, Values], tuple[Any, ...]]:
+    """For a command of one condition.  hint: what to give where one of `names` is missing."""
+
+    def make(command: Command, values: Values) -> tuple[Any, ...]:
+        needed(command, values, hint, *names)
+        return (condition(command, owner, values),)
+
+    return make
+
+
+def generate_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    found = start_conditions(command, values)
+    if not any(name.startswith("IPAdapter.") for name in values):
+        return found
+    needed(command, values, "give the adapter's file and a picture for it", "IPAdapter.file", "IPAdapter.image")
+    return (*found, condition(command, "IPAdapter", values))
+
+
+def start_conditions(command: Command, values: Values) -> tuple[Any, ...]:
     """Image-to-image or inpainting, where a picture is given."""
     image, mask, strength = values.get("image"), values.get("mask"), values.get("image_strength")
     if short := values.get("start_image"):
@@ -40,11 +68,8 @@ def start_conditions(values: Values) -> tuple[Any, ...]:
             if given is not None:
                 raise UsageError("there is no image for it", "give `--image-path` too", name)
         return ()
-    from mflux import conditions
-
-    if mask is not None:
-        return (conditions.Inpaint(image, mask, image_strength=strength),)
-    return (conditions.ImageToImage(image, image_strength=strength),)
+    name = "ImageToImage" if mask is None else "Inpaint"
+    return (condition(command, name, {**values, "image": image, "image_strength": strength}),)
 
 
 def strength_of(text: str) -> float:
@@ -54,115 +79,47 @@ def strength_of(text: str) -> float:
         raise UsageError(str(error), "give `--image PATH STRENGTH`", "start_image") from None
 
 
-PICTURE_AND_MASK = "give the picture and a mask of its size, white where to paint"
-FLUXSPACE = ("lambda_fine", "lambda_coarse", "mask_threshold", "start", "stop", "keep_norm", "mask", "mask_words")
-RF_INVERSION = ("image", "gamma", "eta", "eta_start", "eta_stop", "eta_schedule", "eta_power")
-MASKED_EDIT = ("strength", "grow", "feather", "crop", "composite", "fit", "reference_and_source")
-
-
-def side_file(flag: str, artifact: str, what: str) -> Option:
-    """A flag that also writes a picture which the run makes besides."""
-    words = f"also write {what} as <name>_{artifact}.png"
-    return Option(flag, "Run.side_files", words, {"action": "append_const", "const": artifact})
-
-
-FULL_IMAGE = side_file("--save-full-image", "full", "both panels")
-
-
-def fill_conditions(values: Values) -> tuple[Any, ...]:
+def fill_conditions(command: Command, values: Values) -> tuple[Any, ...]:
     if "edit_mode" in values or "outpaint" in values:
-        needed(values, "give the picture", image="--image-path")
+        needed(command, values, "give the picture", "image")
     else:
-        needed(values, PICTURE_AND_MASK, image="--image-path", mask="--masked-image-path")
+        needed(command, values, PICTURE_AND_MASK, "image", "mask")
     if "edit_mode" in values and "composite" in values:
         raise UsageError("an edit mode keeps no pixels anyway", "leave one of the two out", "composite")
-    from mflux import conditions
-
-    fields = given(values, "image", "mask", "edit_mode", "outpaint", "fit")
-    return (conditions.Fill(**fields, composite=not values.get("composite", False)),)
+    return (condition(command, "Fill", values),)
 
 
-def kontext_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to edit, and perhaps more to take from", images="--image-path")
-    from mflux import conditions
-
-    return (conditions.Kontext(**given(values, "images", "fit")),)
-
-
-def masked_edit_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, PICTURE_AND_MASK, image="--image-path", mask="--mask-path")
+def masked_edit_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    needed(command, values, PICTURE_AND_MASK, "image", "mask")
     if "feather" in values and values.get("composite", "pixel") != "pixel":
         raise UsageError("only `--composite pixel` has an edge to feather", "leave one of the two out", "feather")
     if "fit" in values and "reference" not in values:
         raise UsageError("there is no reference for it", "give `--reference-image` too", "fit")
-    from mflux import conditions
-
-    return (conditions.MaskedEdit(**given(values, "image", "mask", "reference", *MASKED_EDIT)),)
+    return (condition(command, "MaskedEdit", values),)
 
 
-def redux_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give one picture or more to draw like", images="--redux-image-paths")
-    from mflux import conditions
-
-    return (conditions.Redux(**given(values, "images", "strengths", "combine")),)
+def concept_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    return (*start_conditions(command, values), concepts_of(command, values))
 
 
-def in_context_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture that the new one goes with", image="--image-path")
-    from mflux import conditions
-
-    return (conditions.InContext(**given(values, "image", "style", "layout")),)
+def concept_from_image_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    needed(command, values, "give the picture to look into", "image")
+    return (concepts_of(command, values),)
 
 
-def try_on_conditions(values: Values) -> tuple[Any, ...]:
-    hint = "give the person, a mask of that picture's size, white where the garment goes, and the garment"
-    needed(values, hint, person="--person-image", mask="--person-mask", garment="--garment-image")
-    from mflux import conditions
-
-    return (conditions.TryOn(**given(values, "person", "mask", "garment")),)
+def concepts_of(command: Command, values: Values) -> Any:
+    needed(command, values, "say what to look for: `--concepts circle star`", "names")
+    return condition(command, "Concepts", {"background": ["background"], **values})
 
 
-def in_context_edit_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to edit", image="--reference-image")
-    from mflux import conditions
-
-    return (conditions.InContextEdit(**given(values, "image", "instruction", "lora")),)
-
-
-def rf_inversion_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to edit", image="--image-path")
-    from mflux import conditions
-
-    return (conditions.RFInversion(**given(values, *RF_INVERSION, "start", "sde")),)
-
-
-def concept_conditions(values: Values) -> tuple[Any, ...]:
-    return (*start_conditions(values), concepts_of(values))
-
-
-def concept_from_image_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to look into", image="--input-image-path")
-    return (concepts_of(values, "image", "noise_level", "samples"),)
-
-
-def concepts_of(values: Values, *fields: str) -> Any:
-    needed(values, "say what to look for: `--concepts circle star`", names="--concepts")
-    from mflux import conditions
-
-    settings = {"background": ["background"]} | given(values, "background", "layers", "steps", "space", *fields)
-    return conditions.Concepts(values["names"], **settings)
-
-
-def fluxspace_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "say what to bring in, best in one word: `--edit-prompt striped`", edits="--edit-prompt")
-    from mflux import conditions
-
+def fluxspace_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    needed(command, values, "say what to bring in, best in one word: `--edit-prompt striped`", "edits")
     edits = [edit_of(words) if all(isinstance(word, str) for word in words) else words for words in values["edits"]]
-    inversion = given(values, *RF_INVERSION)
-    if inversion:
-        needed(values, "give the picture to edit, or leave out what belongs to its inversion", image="--image-path")
-    edit = conditions.FluxSpace(edits, **given(values, *FLUXSPACE))
-    return (edit, conditions.RFInversion(**inversion)) if inversion else (edit,)
+    inverts = fields_of(command, "RFInversion", values)
+    if inverts:
+        needed(command, values, "give the picture to edit, or leave out what belongs to its inversion", "image")
+    edit = condition(command, "FluxSpace", {**values, "edits": edits})
+    return (edit, condition(command, "RFInversion", values)) if inverts else (edit,)
 
 
 def edit_of(words: Sequence[str]) -> tuple[Any, ...]:
@@ -182,113 +139,33 @@ def as_number(word: str) -> float | None:
         return None
 
 
-START = (
-    Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
-    Option("--image", "Run.start_image", "the same, and perhaps its strength behind it", {"nargs": "+"}),
-    Option(
-        "--image-strength",
-        "ImageToImage.image_strength Inpaint.image_strength",
-        "0 to below 1; higher stays closer to the picture (default 0.4; with a mask: 0)",
-        {"type": real},
-    ),
-    Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
-)
-INVERSION = (
-    Option("--image-path", "RFInversion.image", "the picture to edit"),
-    Option(
-        "--gamma",
-        "RFInversion.gamma",
-        "how far the inversion is pulled to the seed's noise, 0 to 1 (default 0.5); more is easier to edit",
-        {"type": real},
-    ),
-    Option(
-        "--eta",
-        "RFInversion.eta",
-        "how far the drawing is pulled to the picture, 0 to 1 (default 0.9)",
-        {"type": real},
-    ),
-    Option("--eta-start", "RFInversion.eta_start", "first step that pulls, or a share of the steps", {"type": place}),
-    Option(
-        "--eta-stop", "RFInversion.eta_stop", "the step that pulls no more, or a share (default 0.214)", {"type": place}
-    ),
-    Option("--eta-schedule", "RFInversion.eta_schedule", "constant (default), decay, rise or fall"),
-    Option("--eta-power", "RFInversion.eta_power", "of decay: 0 (constant) to 10 (default 1)", {"type": real}),
-)
-CONCEPTS = (
-    Option("--concepts --concept", "Concepts.names", "what to look for", {"nargs": "+"}),
-    Option(
-        "--background-concepts",
-        "Concepts.background",
-        "what else there is to compare with (default: background)",
-        {"nargs": "*"},
-    ),
-    Option(
-        "--heatmap-layer-indices",
-        "Concepts.layers",
-        "joint blocks to read (default: the last fifth)",
-        {"type": whole, "nargs": "+"},
-    ),
-    Option(
-        "--heatmap-timesteps",
-        "Concepts.steps",
-        "steps to read (default: all; of a picture that exists: one noise level)",
-        {"type": whole, "nargs": "+"},
-    ),
-    Option("--space", "Concepts.space", "compare attention outputs (output, default) or queries with keys (cross)"),
-)
-MAPS = ("heatmap", "overlay", "segmentation", "maps")
-
-
-def needed(values: Values, hint: str, **flags: str) -> None:
-    """Refuse where a flag that fills one of these fields is not given."""
-    for name, flag in flags.items():
-        if name not in values:
-            raise UsageError(f"`{flag}` is missing", hint)
-
-
-def given(values: Values, *names: str) -> dict[str, Any]:
-    """The values of these fields, where their flags are given."""
-    return {name: values[name] for name in names if name in values}
-
-
-def control_conditions(kind: str, own_map: str, values: Values) -> tuple[Any, ...]:
-    """For a model that reads one kind of map; own_map: the flag of a map that is there already."""
+def control_conditions(command: Command, values: Values) -> tuple[Any, ...]:
+    """For a model that reads one kind of map, which is the command's task."""
     if ("image" in values) == ("source" in values):
         problem = "both kinds of control image are given" if "image" in values else "there is no control image"
+        own_map = command.flag_of("image")
         raise UsageError(problem, f"give `--image-path`, a picture to make the map from, or `{own_map}`, a map")
-    check_making(values, {kind} if "source" in values else set(), "--image-path")
-    from mflux import conditions
-
-    names = ("image", "source", "canny_low", "canny_high", "depth_model", "fit")
-    return (conditions.Control(kind=kind, **given(values, *names)),)
+    check_making(values, {command.task} if "source" in values else set(), "--image-path")
+    return (condition(command, "Control", values, kind=command.task),)
 
 
-def controlnet_conditions(values: Values) -> tuple[Any, ...]:
+def controlnet_conditions(command: Command, values: Values) -> tuple[Any, ...]:
     """One ControlNet a picture: those to make a map from, then the maps.  Other lists are paired with them in order."""
     pictures = [(name, picture) for name in ("source", "image") for picture in values.get(name, ())]
     if not pictures:
         hint = "give `--controlnet-image-path`, a picture whose edges to use, or `--control-map`, a map"
         raise UsageError("there is no control image", hint)
-    each_own = {"ControlNet.model": "model"} | {name: name for name in ("strength", "mode", "start", "end")}
-    for key in each_own:
-        if len(values.get(key, ())) not in (0, 1, len(pictures)):
-            problem = f"{len(values[key])} values for {len(pictures)} control images"
-            raise UsageError(problem, "give one for all, or one for each", key)
-    from mflux import conditions
-
-    shared = given(values, "canny_low", "canny_high", "depth_model", "fit")
-    made = tuple(
-        conditions.ControlNet(
-            **{name: picture},
-            **{
-                field: values[key][min(index, len(values[key]) - 1)] for key, field in each_own.items() if key in values
-            },
-            **shared,
-        )
-        for index, (name, picture) in enumerate(pictures)
-    )
-    check_making(values, {each.map.kind for each in made if each.source is not None}, "--controlnet-image-path")
-    return made
+    for name in EACH_OWN:
+        if len(values.get(name, ())) not in (0, 1, len(pictures)):
+            problem = f"{len(values[name])} values for {len(pictures)} control images"
+            raise UsageError(problem, "give one for all, or one for each", name)
+    shared = {name: value for name, value in values.items() if name not in ("source", "image")}
+    found = []
+    for index, (name, picture) in enumerate(pictures):
+        own = {key: values[key][min(index, len(values[key]) - 1)] for key in EACH_OWN if key in values}
+        found.append(condition(command, "ControlNet", {**shared, **own, name: picture}))
+    check_making(values, {each.map.kind for each in found if each.source is not None}, "--controlnet-image-path")
+    return tuple(found)
 
 
 def check_making(values: Values, kinds: set[str], picture: str) -> None:
@@ -301,12 +178,13 @@ def check_making(values: Values, kinds: set[str], picture: str) -> None:
             raise UsageError(problem, f"leave it out, or give `{picture}` to have one made", name)
 
 
-def upscale_conditions(values: Values) -> tuple[Any, ...]:
-    needed(values, "give the picture to enlarge", image="--controlnet-image-path")
-    from mflux import conditions
+# --- flags that several commands have ---------------------------------------------------------------------------------
 
-    names = {"Upscale.model": "model"} | {name: name for name in ("image", "strength", "scale")}
-    return (conditions.Upscale(**{field: values[key] for key, field in names.items() if key in values}),)
+
+def side_file(flag: str, artifact: str, what: str) -> Option:
+    """A flag that also writes a picture which the run makes besides."""
+    words = f"also write {what} as <name>_{artifact}.png"
+    return Option(flag, "Run.side_files", words, {"action": "append_const", "const": artifact})
 
 
 def fit(owner: str, what: str = "the map") -> Option:
@@ -320,13 +198,59 @@ def depth_model(owner: str) -> Option:
 def thresholds(owner: str, low: int, high: int) -> tuple[Option, ...]:
     """The flags of edges found in a picture."""
     return (
-        Option(
-            "--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", {"type": real}
-        ),
-        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", {"type": real}),
+        Option("--canny-low", f"{owner}.canny_low", f"gradient from which an edge goes on (default {low})", REAL),
+        Option("--canny-high", f"{owner}.canny_high", f"gradient that starts an edge (default {high})", REAL),
     )
 
 
+FULL_IMAGE = side_file("--save-full-image", "full", "both panels")
+START = (
+    Option("--image-path", "ImageToImage.image Inpaint.image", "start from this picture"),
+    Option("--image", "Run.start_image", "the same, and perhaps its strength behind it", {"nargs": "+"}),
+    Option(
+        "--image-strength",
+        "ImageToImage.image_strength Inpaint.image_strength",
+        "0 to below 1; higher stays closer to the picture (default 0.4; with a mask: 0)",
+        REAL,
+    ),
+    Option("--mask-path", "Inpaint.mask", "repaint only where this picture is white"),
+)
+INVERSION = (
+    Option("--image-path", "RFInversion.image", "the picture to edit"),
+    Option(
+        "--gamma",
+        "RFInversion.gamma",
+        "how far the inversion is pulled to the seed's noise, 0 to 1 (default 0.5); more is easier to edit",
+        REAL,
+    ),
+    Option("--eta", "RFInversion.eta", "how far the drawing is pulled to the picture, 0 to 1 (default 0.9)", REAL),
+    Option("--eta-start", "RFInversion.eta_start", "first step that pulls, or a share of the steps", PLACE),
+    Option("--eta-stop", "RFInversion.eta_stop", "the step that pulls no more, or a share (default 0.214)", PLACE),
+    Option("--eta-schedule", "RFInversion.eta_schedule", "constant (default), decay, rise or fall"),
+    Option("--eta-power", "RFInversion.eta_power", "of decay: 0 (constant) to 10 (default 1)", REAL),
+)
+CONCEPTS = (
+    Option("--concepts --concept", "Concepts.names", "what to look for", {"nargs": "+"}),
+    Option(
+        "--background-concepts",
+        "Concepts.background",
+        "what else there is to compare with (default: background)",
+        {"nargs": "*"},
+    ),
+    Option(
+        "--heatmap-layer-indices",
+        "Concepts.layers",
+        "joint blocks to read (default: the last fifth)",
+        {**WHOLE, "nargs": "+"},
+    ),
+    Option(
+        "--heatmap-timesteps",
+        "Concepts.steps",
+        "steps to read (default: all; of a picture that exists: one noise level)",
+        {**WHOLE, "nargs": "+"},
+    ),
+    Option("--space", "Concepts.space", "compare attention outputs (output, default) or queries with keys (cross)"),
+)
 OPTIONAL: dict[str, Any] = {"nargs": "?", "default": argparse.SUPPRESS}  # whether it is missing the command says
 COMMANDS = (
     Command(
@@ -338,7 +262,7 @@ COMMANDS = (
             *START,
             Option("--ip-adapter", "IPAdapter.file", "an IP-Adapter's safetensors file, or hub id", qualified=True),
             Option("--ip-adapter-image", "IPAdapter.image", "the picture that it looks at", qualified=True),
-            Option("--ip-adapter-scale", "IPAdapter.scale", "0 to 2 (default 1)", {"type": real}, qualified=True),
+            Option("--ip-adapter-scale", "IPAdapter.scale", "0 to 2 (default 1)", REAL, qualified=True),
             Option(
                 "--ip-adapter-encoder",
                 "IPAdapter.encoder",
@@ -360,7 +284,7 @@ COMMANDS = (
                 "--no-composite",
                 "Fill.composite",
                 "do not put the picture's own pixels back outside the mask",
-                {"action": "store_true"},
+                {"action": "store_false"},
             ),
             Option(
                 "--outpaint-padding --image-outpaint-padding",
@@ -390,7 +314,7 @@ COMMANDS = (
             fit("Control"),
             side_file("--save-canny", "canny", "the edges"),
         ),
-        partial(control_conditions, "canny", "--canny-image-path"),
+        control_conditions,
         default_model="canny",
     ),
     Command(
@@ -405,7 +329,7 @@ COMMANDS = (
             fit("Control"),
             side_file("--save-depth-map", "depth", "the map"),
         ),
-        partial(control_conditions, "depth", "--depth-image-path"),
+        control_conditions,
         default_model="depth",
     ),
     Command(
@@ -443,10 +367,7 @@ COMMANDS = (
                 qualified=True,
             ),
             Option(
-                "--controlnet-strength",
-                "ControlNet.strength",
-                "0 to 2 (default 0.4)",
-                {"action": "append", "type": real},
+                "--controlnet-strength", "ControlNet.strength", "0 to 2 (default 0.4)", {**REAL, "action": "append"}
             ),
             Option(
                 "--control-mode",
@@ -458,13 +379,13 @@ COMMANDS = (
                 "--control-start",
                 "ControlNet.start",
                 "part of the steps before it, 0 to 1 (default 0)",
-                {"action": "append", "type": real},
+                {**REAL, "action": "append"},
             ),
             Option(
                 "--control-end",
                 "ControlNet.end",
                 "part of the steps at which it stops, 0 to 1 (default 1)",
-                {"action": "append", "type": real},
+                {**REAL, "action": "append"},
             ),
             *thresholds("ControlNet", 100, 200),
             depth_model("ControlNet"),
@@ -495,10 +416,8 @@ COMMANDS = (
         (
             Option("IMAGE", "PaintMask.image", "the picture", OPTIONAL),
             Option("--output", "PaintMask.output", "png or webp (default: <picture>_mask.png beside it)"),
-            Option(
-                "--port", "PaintMask.port", "of the page, 1024 to 65535 (default: one that is free)", {"type": whole}
-            ),
-            Option("--no-browser", "PaintMask.no_browser", "print the address only", {"action": "store_true"}),
+            Option("--port", "PaintMask.port", "of the page, 1024 to 65535 (default: one that is free)", WHOLE),
+            Option("--no-browser", "PaintMask.no_browser", "print the address only", SWITCH),
         ),
         run="mflux.cli.paint_mask:run",
     ),
@@ -509,16 +428,11 @@ COMMANDS = (
         (
             *SHARED,
             Option("--controlnet-image-path --image-path", "Upscale.image", "the picture"),
-            Option("--scale", "Upscale.scale", "by how much, 1 to 16, without a size (default 1)", {"type": real}),
-            Option(
-                "--controlnet-strength",
-                "Upscale.strength",
-                "how closely, 0 to 2 (default 0.4)",
-                {"type": real},
-            ),
+            Option("--scale", "Upscale.scale", "by how much, 1 to 16, without a size (default 1)", REAL),
+            Option("--controlnet-strength", "Upscale.strength", "how closely, 0 to 2 (default 0.4)", REAL),
             Option("--controlnet-model", "Upscale.model", "hub id or folder of another ControlNet", qualified=True),
         ),
-        upscale_conditions,
+        one("Upscale", "give the picture to enlarge", "image"),
         default_model="dev-upscaler",
         needs_prompt=False,
     ),
@@ -536,7 +450,7 @@ COMMANDS = (
                 "size of the pictures: preferred (default), own, or the drawn one's by stretch, crop or pad",
             ),
         ),
-        kontext_conditions,
+        one("Kontext", "give the picture to edit, and perhaps more to take from", "images"),
         default_model="kontext",
     ),
     Command(
@@ -552,27 +466,27 @@ COMMANDS = (
                 "--reference-and-source",
                 "MaskedEdit.reference_and_source",
                 "show the network the picture beside the reference, not the reference alone",
-                {"action": "store_true"},
+                SWITCH,
             ),
             Option("--fit", "MaskedEdit.fit", "size of the reference: preferred (default), own, stretch, crop or pad"),
             Option(
                 "--strength",
                 "MaskedEdit.strength",
                 "above 0 to 1: share of the steps that run; lower stays closer (default 1)",
-                {"type": real},
+                REAL,
             ),
             Option(
                 "--padding-mask-crop",
                 "MaskedEdit.crop",
                 "work on the mask's surroundings only, with so many px around it, 0 to 512",
-                {"type": whole},
+                WHOLE,
             ),
-            Option("--mask-grow", "MaskedEdit.grow", "widen the mask by so many px, 0 to 256", {"type": whole}),
+            Option("--mask-grow", "MaskedEdit.grow", "widen the mask by so many px, 0 to 256", WHOLE),
             Option(
                 "--feather",
                 "MaskedEdit.feather",
                 "px inside the mask over which new turns into old, 0 to 256 (default 8)",
-                {"type": whole},
+                WHOLE,
             ),
             Option(
                 "--composite",
@@ -594,13 +508,13 @@ COMMANDS = (
                 "--redux-image-strengths",
                 "Redux.strengths",
                 "how much each counts, 0 (not at all) to 2 (default 1)",
-                {"type": real, "nargs": "+"},
+                {**REAL, "nargs": "+"},
             ),
             Option(
                 "--redux-combine", "Redux.combine", "one after another (concat, default) or added up (sum, diffusers)"
             ),
         ),
-        redux_conditions,
+        one("Redux", "give one picture or more to draw like", "images"),
         default_model="redux",
         needs_prompt=False,
     ),
@@ -620,7 +534,7 @@ COMMANDS = (
             Option("--layout", "InContext.layout", "the two stand left and right (lr, default) or one on top (tb)"),
             FULL_IMAGE,
         ),
-        in_context_conditions,
+        one("InContext", "give the picture that the new one goes with", "image"),
         default_model="in-context",
     ),
     Command(
@@ -634,7 +548,13 @@ COMMANDS = (
             Option("--garment-image", "TryOn.garment", "the garment"),
             FULL_IMAGE,
         ),
-        try_on_conditions,
+        one(
+            "TryOn",
+            "give the person, a mask of that picture's size, white where the garment goes, and the garment",
+            "person",
+            "mask",
+            "garment",
+        ),
         default_model="try-on",
         needs_prompt=False,
     ),
@@ -653,7 +573,7 @@ COMMANDS = (
             ),
             FULL_IMAGE,
         ),
-        in_context_edit_conditions,
+        one("InContextEdit", "give the picture to edit", "image"),
         default_model="ic-edit",
         needs_prompt=False,
     ),
@@ -671,27 +591,23 @@ COMMANDS = (
                 "part is taken away; may be given several times",
                 {"nargs": "+", "action": "append"},
             ),
-            Option(
-                "--lambda-fine", "FluxSpace.lambda_fine", "strength of the edit, 2 to 10 (default 5)", {"type": real}
-            ),
+            Option("--lambda-fine", "FluxSpace.lambda_fine", "strength of the edit, 2 to 10 (default 5)", REAL),
             Option(
                 "--lambda-coarse",
                 "FluxSpace.lambda_coarse",
                 "strength of the change to the whole look, -1 to 1 (default 0)",
-                {"type": real},
+                REAL,
             ),
             Option(
                 "--mask-threshold",
                 "FluxSpace.mask_threshold",
                 "edit only where the picture looks at the word this much, 0 (everywhere) to 1 (default 0.5)",
-                {"type": real},
+                REAL,
             ),
             Option("--mask", "FluxSpace.mask", "hard (default) or soft"),
             Option("--mask-words", "FluxSpace.mask_words", "look at the first token (default) or at all its words"),
-            Option(
-                "--edit-start", "FluxSpace.start", "first step that edits, or a share of the steps", {"type": place}
-            ),
-            Option("--edit-stop", "FluxSpace.stop", "the step that edits no more, or a share", {"type": place}),
+            Option("--edit-start", "FluxSpace.start", "first step that edits, or a share of the steps", PLACE),
+            Option("--edit-stop", "FluxSpace.stop", "the step that edits no more, or a share", PLACE),
             Option(
                 "--no-keep-norm",
                 "FluxSpace.keep_norm",
@@ -711,21 +627,17 @@ COMMANDS = (
         (
             *SHARED,
             *INVERSION,
-            Option("--start", "RFInversion.start", "leave out this many of the noisiest steps", {"type": whole}),
-            Option("--sde", "RFInversion.sde", "the stochastic form", {"action": "store_true"}),
+            Option("--start", "RFInversion.start", "leave out this many of the noisiest steps", WHOLE),
+            Option("--sde", "RFInversion.sde", "the stochastic form", SWITCH),
         ),
-        rf_inversion_conditions,
+        one("RFInversion", "give the picture to edit", "image"),
         default_model="dev",
     ),
     Command(
         "mflux-concept",
         "Draw a picture, and maps of where each concept is in it.",
         "base",
-        (
-            *SHARED,
-            *START,
-            *CONCEPTS,
-        ),
+        (*SHARED, *START, *CONCEPTS),
         concept_conditions,
         default_model="dev",
         side_files=MAPS,
@@ -738,17 +650,9 @@ COMMANDS = (
             *SHARED,
             *CONCEPTS,
             Option("--input-image-path", "Concepts.image", "the picture"),
+            Option("--noise-level", "Concepts.noise_level", "noise to look through, above 0 to 1 (default 0.5)", REAL),
             Option(
-                "--noise-level",
-                "Concepts.noise_level",
-                "noise to look through, above 0 to 1 (default 0.5)",
-                {"type": real},
-            ),
-            Option(
-                "--samples",
-                "Concepts.samples",
-                "how many times to look, with other noise, 1 to 8 (default 1)",
-                {"type": whole},
+                "--samples", "Concepts.samples", "how many times to look, with other noise, 1 to 8 (default 1)", WHOLE
             ),
         ),
         concept_from_image_conditions,
@@ -816,28 +720,23 @@ COMMANDS = (
             Option("--set", "Asked.settings", "change keys of the file: a.b=value", {"nargs": "+", "action": "extend"}),
             Option("--data", "Asked.examples", "pictures with captions beside them: a folder, or a .jsonl file"),
             Option("--model -m", "Asked.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
-            Option("--quantize -q", "Asked.quantize", "bits a weight of the frozen model", {"type": whole}),
-            Option("--rank", "Asked.rank", "rank of every LoRA", {"type": whole}),
-            Option("--lr", "Asked.learning_rate", "learning rate", {"type": real}),
-            Option("--max-steps", "Asked.max_steps", "stop after so many updates", {"type": whole}),
-            Option("--batch-size", "Asked.batch_size", "examples an update", {"type": whole}),
-            Option(
-                "--resolution",
-                "Asked.resolution",
-                "side in px of the square whose area every picture gets",
-                {"type": whole},
-            ),
-            Option("--seed", "Asked.seed", "what every random number follows from", {"type": whole}),
+            Option("--quantize -q", "Asked.quantize", "bits a weight of the frozen model", WHOLE),
+            Option("--rank", "Asked.rank", "rank of every LoRA", WHOLE),
+            Option("--lr", "Asked.learning_rate", "learning rate", REAL),
+            Option("--max-steps", "Asked.max_steps", "stop after so many updates", WHOLE),
+            Option("--batch-size", "Asked.batch_size", "examples an update", WHOLE),
+            Option("--resolution", "Asked.resolution", "side in px of the square whose area every picture gets", WHOLE),
+            Option("--seed", "Asked.seed", "what every random number follows from", WHOLE),
             Option("--output", "Asked.output_path", "the run's folder"),
-            Option("--dry-run", "Asked.dry_run", "check everything, write nothing", {"action": "store_true"}),
-            Option("--init-config", "Asked.init_config", "print a config to start from", {"action": "store_true"}),
+            Option("--dry-run", "Asked.dry_run", "check everything, write nothing", SWITCH),
+            Option("--init-config", "Asked.init_config", "print a config to start from", SWITCH),
             Option("--export", "Asked.export", "write the adapter of this checkpoint as save.export says, and end"),
-            Option("--force", "Asked.force", "train even if the memory forecast says no", {"action": "store_true"}),
+            Option("--force", "Asked.force", "train even if the memory forecast says no", SWITCH),
             Option(
                 "--allow-mismatch",
                 "Asked.allow_mismatch",
                 "go on although data, model or versions have changed",
-                {"action": "store_true"},
+                SWITCH,
             ),
         ),
         run="mflux.cli.train:train",

@@ -29,7 +29,6 @@ def completions(values: Values) -> None:
 
 
 def flags(command: Command) -> list[tuple[str, str]]:
-    """Every flag with its help."""
     found = [(flag, option.help) for option in command.options if option.is_flag for flag in option.flags.split()]
     return [("--help", "list every flag"), *found]
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mflux import runtime
-from mflux.cli.commands import given
 from mflux.cli.options import Command, Values
 from mflux.cli.parse import choose_loras, spelled
 from mflux.cli.replay import conditions_of, replayed
 from mflux.cli.watch import Watch, Watching
 from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, StoppedError, UsageError
-from mflux.paths import check_output, check_output_size, expand
+from mflux.paths import check_output, check_output_size, expand, reading
 from mflux.weights.catalog import BITS, TASK_CHANNELS, by_repo, check_name, find, require
 
 AUTO_SEED_MAX = 10_000_000
@@ -97,12 +95,15 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
     for condition in rest["conditions"]:
         condition.check_pictures()
     model, base_model = choose_model(command, run, values.get("base_model"))
-    wish = {"base_model": base_model, "task": command.task, **choose_loras(values), **given(values, *OF_THE_MODEL)}
+    wish = {"base_model": base_model, "task": command.task, **choose_loras(values)}
+    wish |= {name: values[name] for name in OF_THE_MODEL if name in values}
+
+    import mlx.core as mx
 
     from mflux.engine.flux import Flux1
 
     if run.mlx_cache_limit_gb is not None:
-        runtime.limit_cache(int(run.mlx_cache_limit_gb * 2**30))
+        mx.set_cache_limit(int(run.mlx_cache_limit_gb * 2**30))
     flux = (models or Flux1)(model, **wish)
     plan = flux.plan(list(seeds), prompt, config, **rest)
     for path in checked:
@@ -289,14 +290,8 @@ def read_prompt(run: Run, needed: bool = True) -> str:
 
 
 def read_prompt_file(path: Path, field: str = "prompt_file") -> str:
-    try:
-        with path.open("rb") as file:
-            return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", field)
-    except FileNotFoundError:
-        raise UsageError(f"there is no file `{path}`", "check the path", field) from None
-    except OSError as error:
-        problem = f"`{path}` cannot be read ({error.strerror})"
-        raise UsageError(problem, "give a text file", field) from None
+    with reading(path, field) as file:
+        return prompt_text(file.read(MAX_PROMPT_BYTES + 1), f"`{path}`", field)
 
 
 def read_turns(run: Run) -> tuple[str, ...]:

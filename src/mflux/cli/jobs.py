@@ -15,7 +15,7 @@ from mflux.cli.options import Command, Values
 from mflux.cli.parse import visible, worded
 from mflux.cli.replay import told_values
 from mflux.errors import MfluxError, StoppedError, UsageError
-from mflux.paths import expand
+from mflux.paths import expand, reading
 
 MAX_LINE = 1_000_000  # bytes
 OF_ONE_RUN = ("prompt", "prompt_file", "turns", "config_from_metadata")
@@ -85,13 +85,8 @@ def lines(name: str) -> Iterator[tuple[int, str]]:
         yield from numbered(sys.stdin.buffer, "stdin")
         return
     path = expand(name, "jobs")
-    try:
-        with path.open("rb") as file:
-            yield from numbered(file, f"`{path}`")
-    except FileNotFoundError:
-        raise UsageError(f"there is no file `{path}`", "check the path", "jobs") from None
-    except OSError as error:
-        raise UsageError(f"`{path}` cannot be read ({error.strerror})", "give a text file", "jobs") from None
+    with reading(path, "jobs") as file:
+        yield from numbered(file, f"`{path}`")
 
 
 def numbered(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mflux.engine.request import short
-from mflux.weights.catalog import BITS
+from mflux.weights.catalog import BITS, LORA_REPO
 
-LORA_REPO = "ali-vilab/In-Context-LoRA"  # mflux 0.8's default
 Values = Mapping[str, Any]  # by field name, of the flags that were given
 
 
@@ -37,6 +36,13 @@ def place(text: str) -> float:
 def side(text: str) -> int | str:
     """px, or so many times a picture's own side: `auto` (once), `2x`."""
     return "1x" if text == "auto" else text if text.endswith("x") and real(text[:-1]) > 0 else whole(text)
+
+
+# How flags are parsed, as argparse says it.
+WHOLE: dict[str, Any] = {"type": whole}
+REAL: dict[str, Any] = {"type": real}
+PLACE: dict[str, Any] = {"type": place}
+SWITCH: dict[str, Any] = {"action": "store_true"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """One command.  conditions: from the values of its flags; default_model: without --model; needs_prompt: whether
-    there is no picture without a text.
+    """One command.  make: its conditions from the values of its flags; default_model: without --model; needs_prompt:
+    whether there is no picture without a text.
 
     run: the function (module:name) that takes the values of its flags; by default pictures are drawn.
     """
@@ -80,16 +86,23 @@ class Command:
     summary: str
     task: str
     options: tuple[Option, ...]
-    conditions: Callable[[Values], tuple[Any, ...]] = lambda values: ()
+    make: Callable[["Command", Values], tuple[Any, ...]] = lambda command, values: ()
     default_model: str = ""
     run: str = ""
     needs_prompt: bool = True
     side_files: tuple[str, ...] = ()  # artifacts that are always written
 
+    def conditions(self, values: Values) -> tuple[Any, ...]:
+        return self.make(self, values)
+
+    def flag_of(self, name: str) -> str | None:
+        """The flag whose value goes by this name."""
+        return next((option.flag for option in self.options if option.name == name), None)
+
 
 def quantize(owner: str) -> Option:
     bits = ", ".join(map(str, BITS))
-    return Option("--quantize -q", f"{owner}.quantize", f"bits a weight: {bits}", {"type": whole})
+    return Option("--quantize -q", f"{owner}.quantize", f"bits a weight: {bits}", WHOLE)
 
 
 PROMPTS = (
@@ -101,7 +114,7 @@ PROMPTS = (
         "a file of requests, or `-` for stdin: a line is a prompt, or a JSON object of flags; the model stays loaded",
     ),
     Option("--negative-prompt", "Request.negative_prompt", "what to stay away from (costs a second pass per step)"),
-    Option("--true-cfg", "Config.true_cfg", "weight of the negative prompt, 1 to 20; 1 = off", {"type": real}),
+    Option("--true-cfg", "Config.true_cfg", "weight of the negative prompt, 1 to 20; 1 = off", REAL),
 )
 MODELS = (
     Option("--model -m", "Run.model", "alias (dev, schnell, tiny, ...), hub id, or folder"),
@@ -119,47 +132,40 @@ LORAS = (
     Option(
         "--lora-paths", "Flux1.lora_paths", "LoRA files, PEFT folders, or names in LORA_LIBRARY_PATH", {"nargs": "+"}
     ),
-    Option("--lora-scales", "Flux1.lora_scales", "one number a LoRA (default 1)", {"type": real, "nargs": "+"}),
+    Option("--lora-scales", "Flux1.lora_scales", "one number a LoRA (default 1)", {**REAL, "nargs": "+"}),
     Option("--lora-name", "Run.lora_name", "a file in the hub repository --lora-repo-id"),
     Option("--lora-repo-id", "Run.lora_repo_id", f"hub id for --lora-name (default {LORA_REPO})"),
     Option(
         "--allow-partial-lora",
         "Flux1.allow_partial_lora",
         "apply a LoRA even if some of its layers are not in this model",
-        {"action": "store_true"},
+        SWITCH,
     ),
 )
 ADAPTERS = (
     *LORAS,
-    Option(
-        "--bake-lora", "Flux1.bake_lora", "put LoRAs into the weights instead of beside them", {"action": "store_true"}
-    ),
+    Option("--bake-lora", "Flux1.bake_lora", "put LoRAs into the weights instead of beside them", SWITCH),
 )
 SIDES = ", floored to a multiple of 16; or times the picture's own, `auto` (once) or `2x`"
 DRAWING = (
     Option(
-        "--seed",
-        "Run.seed",
-        "one picture for each seed, 0 to 2^64 - 1",
-        {"type": whole, "nargs": "+", "action": "extend"},
+        "--seed", "Run.seed", "one picture for each seed, 0 to 2^64 - 1", {**WHOLE, "nargs": "+", "action": "extend"}
     ),
-    Option("--auto-seeds", "Run.auto_seeds", "this many pictures with random seeds", {"type": whole}),
+    Option("--auto-seeds", "Run.auto_seeds", "this many pictures with random seeds", WHOLE),
     Option("--height", "Config.height", f"px{SIDES}", {"type": side}),
     Option("--width", "Config.width", f"px{SIDES}", {"type": side}),
-    Option("--steps", "Config.num_inference_steps", "denoising steps, 1 to 1000", {"type": whole}),
-    Option("--guidance", "Config.guidance", "distilled guidance, 0 to 100", {"type": real}),
-    Option("--max-sequence-length", "Config.max_sequence_length", "text tokens, 1 to 512", {"type": whole}),
+    Option("--steps", "Config.num_inference_steps", "denoising steps, 1 to 1000", WHOLE),
+    Option("--guidance", "Config.guidance", "distilled guidance, 0 to 100", REAL),
+    Option("--max-sequence-length", "Config.max_sequence_length", "text tokens, 1 to 512", WHOLE),
     Option("--step-cache", "Config.step_cache", "faster, nearly the same: fb:0.08, tea:0.4 or taylor:5"),
     Option("--noise", "Config.noise", "whose start noise a seed means: mflux or torch"),
-    Option("--batch-size", "Run.batch_size", "seeds drawn in one pass (default: what fits in memory)", {"type": whole}),
+    Option("--batch-size", "Run.batch_size", "seeds drawn in one pass (default: what fits in memory)", WHOLE),
     Option("--scheduler", "Run.scheduler", "linear: FLUX.1's own, and the only one"),
-    Option(
-        "--mlx-cache-limit-gb", "Run.mlx_cache_limit_gb", "memory that MLX keeps for reuse, 0 to 1024", {"type": real}
-    ),
-    Option("--low-ram", "Flux1.low_ram", "drop every part of the model after its use", {"action": "store_true"}),
-    Option("--vae-tiling", "Flux1.vae_tiling", "encode and decode in tiles: less memory", {"action": "store_true"}),
+    Option("--mlx-cache-limit-gb", "Run.mlx_cache_limit_gb", "memory that MLX keeps for reuse, 0 to 1024", REAL),
+    Option("--low-ram", "Flux1.low_ram", "drop every part of the model after its use", SWITCH),
+    Option("--vae-tiling", "Flux1.vae_tiling", "encode and decode in tiles: less memory", SWITCH),
     Option("--vae-tiling-split", "Run.vae_tiling_split", "of mflux 0.8; not used: tiles leave no seam to turn"),
-    Option("--force", "Flux1.force", "draw even if the memory forecast says no", {"action": "store_true"}),
+    Option("--force", "Flux1.force", "draw even if the memory forecast says no", SWITCH),
 )
 OUTPUTS = (
     Option(
@@ -168,11 +174,9 @@ OUTPUTS = (
         "draw what this picture or .json file was drawn with; other flags change it",
     ),
     Option("--output", "Run.output", "png, jpg or webp; `{seed}`, `{index}`, `{prompt}` in it (default image.png)"),
-    Option("--overwrite", "Run.overwrite", "replace a file of that name", {"action": "store_true"}),
-    Option(
-        "--metadata --make-conf", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}
-    ),
-    Option("--no-metadata --no-exif", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
+    Option("--overwrite", "Run.overwrite", "replace a file of that name", SWITCH),
+    Option("--metadata --make-conf", "Run.metadata", "also write the metadata as <name>.json", SWITCH),
+    Option("--no-metadata --no-exif", "Run.no_metadata", "put no metadata into the picture", SWITCH),
 )
 WATCHING = (
     Option("--progress", "Watching.progress", "on stderr: bar (default), json (an object a line) or none"),
@@ -186,7 +190,7 @@ WATCHING = (
         "--battery-percentage-stop-limit -B",
         "Watching.battery_percentage_stop_limit",
         "stop when the battery is down to this, 1 to 99 % (default 5)",
-        {"type": whole},
+        WHOLE,
     ),
 )
 SHARED = (*PROMPTS, *MODELS, *ADAPTERS, *DRAWING, *OUTPUTS, *WATCHING)

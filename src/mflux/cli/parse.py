@@ -5,8 +5,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from mflux.cli.options import LORA_REPO, Command, Option, Values
+from mflux.cli.options import Command, Option, Values
 from mflux.errors import MfluxError, UsageError
+from mflux.weights.catalog import LORA_REPO
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,11 +118,6 @@ def lora_scale(text: str) -> float:
         raise UsageError(f"the scale {text!r} is not a number", "give `--lora PATH SCALE`", "adapters") from None
 
 
-def flag_of(command: Command, field: str) -> str | None:
-    """The flag that fills a field."""
-    return next((option.flag for option in command.options if option.name == field), None)
-
-
 def show(error: MfluxError, command: Command) -> None:
     """Print an error as people read it: what is wrong, a blank line, what to do."""
     print(f"error: {visible(worded(error, command))}", file=sys.stderr)
@@ -134,7 +130,7 @@ def show(error: MfluxError, command: Command) -> None:
 
 def worded(error: MfluxError, command: Command) -> str:
     """What is wrong, with the flag that it is about."""
-    subject = f"`{flag_of(command, error.field) or error.field}`: " if error.field else ""
+    subject = f"`{command.flag_of(error.field) or error.field}`: " if error.field else ""
     return subject + error.problem
 
 

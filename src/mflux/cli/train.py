@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 from datetime import datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ log = logging.getLogger("mflux")
 def train(values: Values) -> None:
     """Check, train, save.  Raises MfluxError; KeyboardInterrupt after Ctrl-C, with the state saved."""
     if values.get("init_config"):
-        print(json.dumps(template(), indent=2))
+        print(resources.files("mflux.cli").joinpath("train.json").read_text(encoding="utf-8"), end="")
         return
     if "export" in values:
         export_checkpoint(values)
@@ -250,34 +251,3 @@ def print_plan(spec: Any, examples: int, values: Values) -> None:
             problem,
             "quantize to 4 bits, lower width, height or lora_rank, turn gradient_checkpointing on; or `--force`",
         )
-
-
-def template() -> dict[str, Any]:
-    """A config for a new run, with what people have found to work."""
-    layers = {"block_range": {"start": 0, "end": 38}, "lora_rank": 16}
-    return {
-        "//": "Every key is in docs/training.md; keys that begin with // are comments.",
-        "model": "dev",
-        "seed": 42,
-        "steps": 20,
-        "guidance": 1.0,
-        "// quantize": "4 on machines of less than 24 GB",
-        "quantize": 8,
-        "width": 512,
-        "height": 512,
-        "training_loop": {"num_epochs": 100, "batch_size": 1, "timestep": {"mode": "flux_shift"}},
-        "optimizer": {"name": "AdamW", "learning_rate": 1e-4},
-        "save": {"output_path": "train", "checkpoint_frequency": 50},
-        "instrumentation": {
-            "plot_frequency": 10,
-            "generate_image_frequency": 50,
-            "validation_prompt": "photo of sks dog",
-        },
-        "lora_layers": {
-            "single_transformer_blocks": {
-                "layer_types": ["proj_out", "proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v"],
-                **layers,
-            }
-        },
-        "examples": {"path": "images", "images": [{"image": "01.png", "prompt": "photo of sks dog"}]},
-    }

@@ -168,7 +168,7 @@ class Concepts(Condition):
 
 
 class MapMean:
-    """The mean over layers and steps of shares (B, S, concepts), without keeping them."""
+    """The mean over blocks and steps of maps (B, S) or (B, S, n), without keeping them."""
 
     def __init__(self) -> None:
         self.total: list[mx.array] = []

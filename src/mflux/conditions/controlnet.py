@@ -21,7 +21,7 @@ from mflux.models.transformer import Residuals, TransformerConfig
 from mflux.weights.kinds import KINDS, NetworkKind, read_config
 from mflux.weights.resolve import Side, default_side, find_side
 
-KINDS["controlnet"] = NetworkKind(ControlNetConfig, FluxControlNet, r"$^", {})
+KINDS["controlnet"] = NetworkKind(ControlNetConfig, FluxControlNet)
 # Of union models, in the order of their embedding.  Source: FLUX.1-dev-ControlNet-Union.
 MODES = ("canny", "tile", "depth", "blur", "pose", "gray", "low-quality")
 FROM_PICTURES = ("canny", "depth", "tile", "low-quality")  # maps of these modes can be made from a picture

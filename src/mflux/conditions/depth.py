@@ -11,7 +11,7 @@ from mflux.models.depth_pro import DepthPro, DepthProConfig, resize_bilinear
 from mflux.weights.kinds import KINDS, NetworkKind
 
 UNUSED = r".*\.mask_token|fov_model\..*"  # of its files: for training, and for metres
-KINDS["depth_pro"] = NetworkKind(DepthProConfig, DepthPro, UNUSED, {})
+KINDS["depth_pro"] = NetworkKind(DepthProConfig, DepthPro, UNUSED)
 
 
 def depth_map(network: DepthPro, rgb: np.ndarray) -> np.ndarray:

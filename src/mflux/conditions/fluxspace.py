@@ -14,12 +14,14 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mflux.conditions.concepts import MapMean
 from mflux.conditions.window import Place, check_window, steps_in
 from mflux.engine.denoise import At
 from mflux.engine.network import Network
 from mflux.engine.request import CELL, check_choice, check_number, short
 from mflux.engine.slots import Condition, Draft, EncodedText, Hooks, Plan, Prepared, Run, Stage, no_hooks
 from mflux.errors import UsageError
+from mflux.images.heatmap import enlarged
 from mflux.models.layers import attention
 from mflux.models.transformer import QKV, EditAttention, JointView, StreamModulation, beside
 
@@ -138,26 +140,26 @@ class FluxSpace(Condition):
                 for branch in run.branches
                 if coarse
             ]
-            seen = MaskMean(len(edits))
+            seen = [MapMean() for _ in edits]
 
             def text_modulation(at: At, branch: int) -> list[StreamModulation] | None:
                 return tables[branch][at.sigma] if at.index in steps else None
 
             def edit_attention(at: At, branch: int) -> EditAttention | None:
-                told = seen if branch == 0 else None
+                told = seen if branch == 0 else ()
                 return self.edited(network, null, edits, told) if at.index in steps else None
 
             return Hooks(
                 text_modulation=text_modulation if coarse else None,
                 edit_attention=edit_attention if edits else None,
-                keep=[lambda: seen.sums],
-                artifacts=[lambda index, pixels: seen.pictures(index, *pixels.shape[:2])],
+                keep=[lambda: [total for mask in seen for total in mask.total]],
+                artifacts=[lambda index, pixels: mask_pictures(seen, index, *pixels.shape[:2])],
             )
 
         return Prepared(bind=bind if edits or coarse else no_hooks)
 
     def edited(
-        self, network: Network, null: EncodedText, edits: Sequence["FineEdit"], seen: "MaskMean | None"
+        self, network: Network, null: EncodedText, edits: Sequence["FineEdit"], seen: Sequence[MapMean]
     ) -> EditAttention:
         """What one pass does in its joint blocks; the side texts travel from block to block in here."""
         texts = [null, *(text for each in edits for text in (each.plus, each.minus) if text)]
@@ -181,7 +183,7 @@ class FluxSpace(Condition):
                     move = move - direction(next(moves)[0], null_out)
                 chosen = self.mask_of(view.image.queries[:, :, :tokens], side.qkv, each.plus.count)
                 if seen:
-                    seen.add(number, chosen)
+                    seen[number].add(chosen)
                 change = change + each.scale * chosen[..., None] * move
             drawn = moved(image_out[:, :tokens], change, self.keep_norm)
             return mx.concatenate([drawn, image_out[:, tokens:]], axis=1)
@@ -212,26 +214,15 @@ class FineEdit(NamedTuple):
     minus: EncodedText | None
 
 
-class MaskMean:
-    """The mean over blocks and steps of each edit's mask, without keeping them."""
-
-    def __init__(self, edits: int):
-        self.sums: list[mx.array] = [mx.array(0.0)] * edits
-        self.count = [0] * edits
-
-    def add(self, number: int, mask: mx.array) -> None:
-        self.sums[number] = self.sums[number] + mask
-        self.count[number] += 1
-
-    def pictures(self, index: int, height: int, width: int) -> dict[str, Any]:
-        """Grey pictures `mask_01`, ... of one picture of the run."""
-        made = {}
-        for number, (total, count) in enumerate(zip(self.sums, self.count, strict=True), 1):
-            if count:
-                grid = np.array(total[index]).reshape(height // CELL, width // CELL) / count
-                grey = np.rint(255 * grid).astype(np.uint8)
-                made[f"mask_{number:02d}"] = Image.fromarray(grey.repeat(CELL, 0).repeat(CELL, 1))
-        return made
+def mask_pictures(masks: Sequence[MapMean], index: int, height: int, width: int) -> dict[str, Image.Image]:
+    """Grey pictures `mask_01`, ... of where each edit worked in one picture of the run."""
+    made = {}
+    for number, mask in enumerate(masks, 1):
+        if mask.count:
+            grid = mask.mean(index).reshape(height // CELL, width // CELL)
+            grey = np.rint(255 * grid).astype(np.uint8)
+            made[f"mask_{number:02d}"] = Image.fromarray(enlarged(grey, height, width))
+    return made
 
 
 def strip(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:

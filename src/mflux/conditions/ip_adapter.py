@@ -30,7 +30,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_SCALE = 2
 OTHER_TOWER = r"text_model\..*|text_projection\.weight|logit_scale|vision_model\.embeddings\.position_ids"
-KINDS["clip_vision"] = NetworkKind(ClipVisionConfig, ClipVisionEncoder, OTHER_TOWER, {}, section="vision_config")
+KINDS["clip_vision"] = NetworkKind(ClipVisionConfig, ClipVisionEncoder, OTHER_TOWER, section="vision_config")
 Embeds = tuple[tuple[float, ...], ...]  # a vector for each picture
 
 
@@ -88,7 +88,7 @@ class IPAdapter(Condition):
         if self.image is None:
             return draft
         open_picture(self.image, IMAGE)
-        encoder = self._encoder(draft.row.family)
+        encoder = self._encoder
         width = read_config(encoder.kind, encoder.place).projection_dim
         if width != sizes.image_width:
             problem = f"the encoder's vectors have width {width}, but the adapter takes {sizes.image_width}"
@@ -100,7 +100,8 @@ class IPAdapter(Condition):
         """One for all blocks, or one for each."""
         return tuple(self.scale) if isinstance(self.scale, Sequence) else (self.scale,)
 
-    def _encoder(self, family: str) -> Side:
+    @property
+    def _encoder(self) -> Side:
         if self.encoder:
             return find_side("clip_vision", self.encoder, ENCODER)
         return default_side("clip_vision", "image encoder", "dev", ENCODER)
@@ -139,9 +140,8 @@ class IPAdapter(Condition):
         return Prepared(bind=bind)
 
     def _look(self, stage: Stage) -> Embeds:
-        """CLIP's vector of the picture."""
         assert self.image is not None
-        encoder = stage.network(self._encoder(stage.plan.row.family))
+        encoder = stage.network(self._encoder)
         pixels = clip_pixels(open_picture(self.image, IMAGE).rgb, encoder.config.image_size)
         return vectors(np.array(encoder(mx.array(pixels)).astype(mx.float32)), "image")
 

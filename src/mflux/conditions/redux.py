@@ -20,8 +20,8 @@ from mflux.models.siglip import ReduxConfig, ReduxEmbedder, SiglipConfig, Siglip
 from mflux.weights.kinds import KINDS, NetworkKind
 
 UNUSED = r"vision_model\.(head\..*|embeddings\.position_ids)"  # the pooling head, which Redux does not look at
-KINDS["image_encoder"] = NetworkKind(SiglipConfig, SiglipEncoder, UNUSED, {}, prefix="vision_model.")
-KINDS["image_embedder"] = NetworkKind(ReduxConfig, ReduxEmbedder, r"$^", {})
+KINDS["image_encoder"] = NetworkKind(SiglipConfig, SiglipEncoder, UNUSED, prefix="vision_model.")
+KINDS["image_embedder"] = NetworkKind(ReduxConfig, ReduxEmbedder)
 COMBINES = ("concat", "sum")
 MAX_STRENGTH = 2
 HINT = "use a model that has it, for example `--model redux`"

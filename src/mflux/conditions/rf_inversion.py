@@ -9,6 +9,7 @@ back.
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mflux.engine.request import check_choice, check_number
 from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Prepared, Run, Stage
 from mflux.errors import UsageError
 from mflux.images.picture import PictureSource, open_picture
+from mflux.weights.files import replacing
 
 SCHEDULES = ("constant", "decay", "rise", "fall")
 MAX_POWER = 10
@@ -166,13 +168,9 @@ def load_inverted(path: Path) -> mx.array | None:
 
 def save_inverted(path: Path, latents: mx.array) -> None:
     """Keep an inversion, and only the newest ones; a folder that cannot be written is no reason to fail."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.npy")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(temporary, np.array(latents))
-        temporary.replace(path)
+    with suppress(OSError):
+        with replacing(path) as partial:
+            np.save(partial, np.array(latents))
         kept = sorted(path.parent.glob("[!.]*.npy"), key=lambda each: each.stat().st_mtime)
         for old in kept[:-INVERTED_KEPT]:
             old.unlink(missing_ok=True)
-    except OSError:
-        temporary.unlink(missing_ok=True)

@@ -36,7 +36,6 @@ class Panels:
         return np.concatenate([first, second], axis=self.axis)
 
     def second(self, canvas: np.ndarray) -> np.ndarray:
-        """The second panel of a drawn canvas."""
         return canvas[:, self.width :] if self.layout == "lr" else canvas[self.height :]
 
     def lay_out(self, draft: Draft, who: str) -> Draft:

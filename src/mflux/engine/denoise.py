@@ -24,16 +24,12 @@ class Step:
     latents: mx.array
 
 
-def no_change(latents: mx.array, at: At) -> mx.array:
-    return latents
-
-
 def integrate(
     velocity: Callable[[mx.array, At], mx.array],
     latents: mx.array,
     sigmas: Sequence[float],
     first: int = 0,
-    after_step: Callable[[mx.array, At], mx.array] = no_change,
+    after_step: Sequence[Callable[[mx.array, At], mx.array]] = (),
     keep: Sequence[Callable[[], Sequence[mx.array]]] = (),
 ) -> Iterator[Step]:
     """Euler steps of dx/dsigma = velocity along `sigmas`, from sigmas[first] to the last; either direction.
@@ -47,6 +43,7 @@ def integrate(
             continue
         at = At(index, sigma, sigma_next)
         latents = latents + (sigma_next - sigma) * velocity(latents, at).astype(mx.float32)
-        latents = after_step(latents, at)
+        for change in after_step:
+            latents = change(latents, at)
         mx.eval(latents, *(array for kept in keep for array in kept()))
         yield Step(at, latents)

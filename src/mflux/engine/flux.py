@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -55,14 +55,6 @@ class Progress(NamedTuple):
     total: int
     sigma: float
     latents: mx.array
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The arrays of one run, for who wants numbers rather than pictures."""
-
-    latents: mx.array  # packed, (B, S, 64)
-    pixels: np.ndarray  # (B, H, W, 3) uint8, before the conditions finish them
 
 
 class Flux1:
@@ -184,11 +176,14 @@ class Flux1:
                 if start_noise is None
                 else start_noise[first : first + size]
             )
-            drawn, hooks = self._run(plan, group, noise, branches, prepared, on_step)
+            final, hooks = self._denoise(plan, group, noise, branches, prepared, on_step)
+            if self.parts.options.low_ram or group[-1:] == seeds[-1:]:
+                self.parts.release("transformer")
+            decoded = [self._decode(plan, final[index : index + 1]) for index in range(len(group))]
             seconds = (time.perf_counter() - started) / len(group)
             for index, one in enumerate(group):
-                pixels = drawn.pixels[index]
-                made = {"latents": drawn.latents[index], **artifacts_of(hooks, index, pixels)}
+                pixels = decoded[index][0]
+                made = {"latents": final[index], **artifacts_of(hooks, index, pixels)}
                 yield self._picture(plan, one, pixels, made, prepared, seconds)
             started = time.perf_counter()
 
@@ -268,22 +263,6 @@ class Flux1:
     def _encode(self, pixels: mx.array, role: str, tiled: bool) -> mx.array:
         return self.parts.get("vae").encode(pixels, self.posterior_noise.get(role), tiled)
 
-    def _run(
-        self,
-        plan: Plan,
-        seeds: tuple[int, ...],
-        noise: mx.array,
-        branches: tuple[Branch, ...],
-        prepared: list[Prepared],
-        on_step: Callable[[Progress], None] | None,
-    ) -> tuple[Drawn, Hooks]:
-        """Denoise some seeds in one pass and decode them."""
-        latents, hooks = self._denoise(plan, seeds, noise, branches, prepared, on_step)
-        if self.parts.options.low_ram or seeds[-1:] == plan.request.seeds[-1:]:
-            self.parts.release("transformer")
-        pixels = [self._decode(plan, latents[index : index + 1]) for index in range(len(seeds))]
-        return Drawn(latents, np.concatenate(pixels)), hooks
-
     def _denoise(
         self,
         plan: Plan,
@@ -321,7 +300,7 @@ class Flux1:
             if on_step and done <= plan.start_steps:
                 on_step(Progress(seeds, done, plan.total, step.at.sigma_next, begun))
         latents = begun
-        for step in integrate(velocity, latents, plan.sigmas, plan.first, after_all(hooks), hooks.keep):
+        for step in integrate(velocity, latents, plan.sigmas, plan.first, hooks.after_step, hooks.keep):
             latents = step.latents
             if on_step:
                 done = plan.start_steps + step.at.index + 1 - plan.first
@@ -356,23 +335,17 @@ class Flux1:
         return from_pixels(pixels)
 
     def _picture(
-        self,
-        plan: Plan,
-        seed: int,
-        pixels: np.ndarray,
-        artifacts: dict[str, Any],
-        prepared: list[Prepared],
-        seconds: float,
+        self, plan: Plan, seed: int, pixels: np.ndarray, made: dict[str, Any], prepared: list[Prepared], seconds: float
     ) -> GeneratedImage:
         if any(each.keeps_canvas for each in prepared):
-            artifacts["full"] = Image.fromarray(pixels)
+            made["full"] = Image.fromarray(pixels)
         for each in prepared:
             pixels = each.finish(pixels)
         request = replace(plan.request, seeds=(seed,))
         created = datetime.now().isoformat(timespec="seconds")
         extra = {"generation_time_seconds": round(seconds, 3), "created_at": created}
         icc = next((each.icc for each in prepared if each.icc), None)
-        return GeneratedImage(Image.fromarray(pixels), replace(plan, request=request), extra, artifacts, icc)
+        return GeneratedImage(Image.fromarray(pixels), replace(plan, request=request), extra, made, icc)
 
 
 def known_ids(tokenizer: PromptTokenizer, prompt: str, length: int, vocabulary: int) -> mx.array:
@@ -414,15 +387,6 @@ def all_inputs(prepared: list[Prepared]) -> Inputs:
         prompt_scale=math.prod(each.inputs.prompt_scale for each in prepared),
         pooled_scale=math.prod(each.inputs.pooled_scale for each in prepared),
     )
-
-
-def after_all(hooks: Hooks) -> Callable[[mx.array, Any], mx.array]:
-    def after_step(latents: mx.array, at: Any) -> mx.array:
-        for change in hooks.after_step:
-            latents = change(latents, at)
-        return latents
-
-    return after_step
 
 
 def check_latents(latents: mx.array | np.ndarray, plan: Plan) -> mx.array:

@@ -67,7 +67,6 @@ def check_sides(draft: Draft) -> None:
 
 
 def check_memory(plan: Plan, needed: int) -> None:
-    """Refuse what does not fit into the machine."""
     if needed > physical_memory():
         raise UsageError(
             f"{plan.width} x {plan.height} px with `{plan.request.model}` needs about {gigabytes(needed)}, "

@@ -203,20 +203,10 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns into an equal request."""
-        plain = {
-            name: value
-            for name in (
-                "model",
-                "prompt",
-                "prompt_2",
-                "negative_prompt",
-                "negative_prompt_2",
-                "quantize",
-                "base_model",
-            )
-            if (value := getattr(self, name)) is not None
-        }
+        lists = ("seeds", "config", "loras", "conditions")  # each with a form of its own
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in lists}
+        told = {name: value for name, value in values.items() if value is not None}
         conditions = [condition.to_json() for condition in self.conditions]
         if self.loras:
-            plain["loras"] = [list(each) for each in self.loras]
-        return plain | {"seeds": list(self.seeds), "config": self.config.to_json(), "conditions": conditions}
+            told["loras"] = [list(each) for each in self.loras]
+        return told | {"seeds": list(self.seeds), "config": self.config.to_json(), "conditions": conditions}

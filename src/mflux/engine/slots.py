@@ -86,7 +86,6 @@ class Draft:
         return self if self.height else replace(self, height=height, width=width, own_size=own_size)
 
     def beside(self, side: Side) -> "Draft":
-        """With a network beside the model's own."""
         return self if side in self.sides else replace(self, sides=(*self.sides, side))
 
     def noted(self, note: str) -> "Draft":
@@ -198,7 +197,6 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How many steps run."""
         return len(self.sigmas) - 1 - self.first
 
     @property
@@ -377,18 +375,14 @@ def request_from_json(value: Mapping[str, Any]) -> Request:
 
 def merge(all_hooks: Sequence[Hooks]) -> Hooks:
     """The hooks of one run, in the order of the conditions.  The plan has refused clashes already."""
-    return Hooks(
-        start=next((hooks.start for hooks in all_hooks if hooks.start), None),
-        tokens=[each for hooks in all_hooks for each in hooks.tokens],
-        text_modulation=next((hooks.text_modulation for hooks in all_hooks if hooks.text_modulation), None),
-        edit_attention=next((hooks.edit_attention for hooks in all_hooks if hooks.edit_attention), None),
-        watch_attention=[each for hooks in all_hooks for each in hooks.watch_attention],
-        residuals=[each for hooks in all_hooks for each in hooks.residuals],
-        steer=[each for hooks in all_hooks for each in hooks.steer],
-        after_step=[each for hooks in all_hooks for each in hooks.after_step],
-        keep=[each for hooks in all_hooks for each in hooks.keep],
-        artifacts=[each for hooks in all_hooks for each in hooks.artifacts],
-    )
+    together: dict[str, Any] = {}
+    for each in fields(Hooks):
+        given = [getattr(hooks, each.name) for hooks in all_hooks]
+        if each.default is None:  # at most one condition has it
+            together[each.name] = next(filter(None, given), None)
+        else:
+            together[each.name] = [item for items in given for item in items]
+    return Hooks(**together)
 
 
 def artifacts_of(hooks: Hooks, index: int, pixels: np.ndarray) -> dict[str, Any]:

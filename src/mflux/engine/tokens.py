@@ -15,7 +15,6 @@ from mflux.weights.files import read_json
 
 # The pieces that byte-pair encoding never crosses.  Source: OpenAI's CLIP.
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-CLIP_LENGTH = 77
 
 
 class PromptTokenizer:
@@ -64,7 +63,6 @@ def open_clip(folder: Path) -> PromptTokenizer:
 
 
 def byte_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges."""
     whole = folder / "tokenizer.json"
     if (folder / "vocab.json").is_file() or not whole.is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()

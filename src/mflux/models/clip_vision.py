@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.layers import ClipLayers
+from mflux.models.layers import ClipLayers, LayerSizes
 
 COLORS = 3
 
 
 @dataclass(frozen=True)
-class ClipVisionConfig:
+class ClipVisionConfig(LayerSizes):
     """Sizes of CLIP's picture tower; field names are those of its config.json."""
 
     hidden_size: int = 1024
@@ -67,6 +67,4 @@ class ClipVisionEncoder(nn.Module):
         token's state after the last norm, projected, of any length.  Source: transformers, `image_embeds`."""
         model = self.vision_model
         x = model.pre_layrnorm(model.embeddings(pixels.transpose(0, 2, 3, 1)))
-        for layer in model.encoder.layers:
-            x = layer(x, None)
-        return self.visual_projection(model.post_layernorm(x[:, 0]))
+        return self.visual_projection(model.post_layernorm(model.encoder(x)[:, 0]))

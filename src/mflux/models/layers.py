@@ -8,7 +8,6 @@ are MLX's own functions.
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -139,21 +138,15 @@ def merge_heads(x: mx.array) -> mx.array:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": nn.gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh}
 
 
-class LayerSizes(Protocol):
+class LayerSizes:
     """What a config says about the layers of CLIP's towers, and SigLIP's."""
 
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
-    def num_hidden_layers(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def layer_norm_eps(self) -> float: ...
-    @property
-    def hidden_act(self) -> str: ...
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    layer_norm_eps: float
+    hidden_act: str
 
 
 class ClipAttention(nn.Module):
@@ -198,6 +191,11 @@ class ClipLayers(nn.Module):
     def __init__(self, config: LayerSizes):
         super().__init__()
         self.layers = [ClipLayer(config) for _ in range(config.num_hidden_layers)]
+
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
 
 
 class RMSNorm(nn.Module):

@@ -175,7 +175,6 @@ def row_lengths(base: nn.Module, adapter: Adapter) -> mx.array:
 
 
 def input_width(linear: nn.Module) -> int:
-    """How many input channels a Linear takes."""
     if isinstance(linear, nn.QuantizedLinear):
         return linear.weight.shape[1] * 32 // linear.bits
     return linear.weight.shape[1]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.layers import ClipLayers, silu
+from mflux.models.layers import ClipLayers, LayerSizes, silu
 
 COLORS = 3
 
 
 @dataclass(frozen=True)
-class SiglipConfig:
+class SiglipConfig(LayerSizes):
     """Sizes of SigLIP's picture tower; field names are those of its config.json."""
 
     hidden_size: int = 1152
@@ -67,10 +67,7 @@ class SiglipEncoder(nn.Module):
         Source: transformers' SiglipVisionModel, `last_hidden_state`.
         """
         model = self.vision_model
-        x = model.embeddings(pixels.transpose(0, 2, 3, 1))
-        for layer in model.encoder.layers:
-            x = layer(x, None)
-        return model.post_layernorm(x)
+        return model.post_layernorm(model.encoder(model.embeddings(pixels.transpose(0, 2, 3, 1))))
 
 
 @dataclass(frozen=True)

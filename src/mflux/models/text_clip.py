@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.layers import ClipLayers
+from mflux.models.layers import ClipLayers, LayerSizes
 
 LEGACY_EOS = 2  # what the published configs say, whatever the tokenizer's end token is: then the largest id counts
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(LayerSizes):
     """Sizes of CLIP's text encoder; field names are those of its config.json."""
 
     vocab_size: int = 49408
@@ -63,9 +63,7 @@ class ClipTextEncoder(nn.Module):
         model = self.text_model
         x = model.embeddings(ids)
         mask = nn.MultiHeadAttention.create_additive_causal_mask(ids.shape[1], x.dtype)[None, None]
-        for layer in model.encoder.layers:
-            x = layer(x, mask)
-        states = model.final_layer_norm(x)
+        states = model.final_layer_norm(model.encoder(x, mask))
         legacy = self.config.eos_token_id == LEGACY_EOS
         ends = mx.argmax(ids if legacy else ids == self.config.eos_token_id, axis=-1)
         return states, states[mx.arange(ids.shape[0]), ends]

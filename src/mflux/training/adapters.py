@@ -66,7 +66,6 @@ def split(side: int) -> tuple[int, int]:
 
 
 def detach(network: nn.Module, layers: Mapping[str, TrainedLinear]) -> None:
-    """Take the adapters away; the network is what it was."""
     for path, layer in layers.items():
         put(network, path, layer.base)
 

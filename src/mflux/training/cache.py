@@ -1,7 +1,6 @@
 """Encoded examples as files, found by what they follow from, never by their position."""
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -10,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mflux.runtime import on_cpu
-from mflux.weights.files import write_tensors
+from mflux.weights.files import replacing, write_tensors
 from mflux.weights.resolve import ModelSource
 
 ENCODERS = ("text_encoder", "text_encoder_2", "vae")
@@ -43,12 +42,6 @@ class Cache:
         made = dict(make())
         mx.eval(made)
         if path:
-            partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.safetensors")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError), replacing(path) as partial:  # what cannot be kept is made again
                 write_tensors(partial, made, {})
-                partial.replace(path)
-            except OSError:  # what cannot be kept is made again
-                with suppress(OSError):
-                    partial.unlink()
         return made

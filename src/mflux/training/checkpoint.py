@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from mflux.errors import UsageError
+from mflux.weights.files import replacing
 
 FORMAT = 1
 STAMPED = re.compile(r"_\d{8}_\d{6}$")  # what a run's folder ends in where its name is taken
@@ -69,20 +69,13 @@ def write(checkpoint: Checkpoint, folder: Path, iterator: dict[str, Any]) -> Pat
     }
     if checkpoint.ema is not None:
         files[f"{stem}_ema.safetensors"] = packed(checkpoint.ema)
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{stem}_checkpoint.zip"
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, content in files.items():
-                    archive.writestr(name, content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(target) as partial, partial.open("wb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        file.flush()
+        os.fsync(file.fileno())
     return target
 
 

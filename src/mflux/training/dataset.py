@@ -167,7 +167,6 @@ def encode(spec: Spec, flux: Model, sources: Sequence[Source], cache: Cache) -> 
 
 
 def text_of(flux: Model, prompt: str, tokens: int, cache: Cache) -> tuple[mx.array, mx.array]:
-    """States and pooled vector of a prompt."""
 
     def made() -> Arrays:
         return dict(zip(("states", "pooled"), flux.encode_prompt(prompt, None, tokens), strict=True))

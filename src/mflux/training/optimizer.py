@@ -57,7 +57,6 @@ class Updates:
         return flat
 
     def restore(self, arrays: dict[str, mx.array]) -> None:
-        """Go on from such a state."""
         state: dict[str, object] = {}
         for name, value in arrays.items():
             owner, _, key = name.rpartition(".")

@@ -19,7 +19,7 @@ from mflux.errors import MfluxError, UsageError
 from mflux.models.lora import Factors
 from mflux.training.plots import draw_losses
 from mflux.training.spec import Spec
-from mflux.weights.files import write_tensors
+from mflux.weights.files import replacing, write_tensors
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,10 @@ def write_adapters(folder: Path, files: Mapping[str, Factors]) -> Iterator[Path]
     """The adapter alone, for every `--lora` and for other programs.  files: the tensors of each layout."""
     for layout, tensors in files.items():
         target = folder / ("adapter.safetensors" if layout == "diffusers" else f"adapter_{layout}.safetensors")
-        temporary = target.with_suffix(".partial.safetensors")
         try:
-            write_tensors(temporary, tensors, {"format": "pt"})
-            temporary.replace(target)
+            with replacing(target) as partial:
+                write_tensors(partial, tensors, {"format": "pt"})
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             problem = f"`{target}` cannot be written ({error.strerror})"
             raise MfluxError(problem, "make room, then write it from the last checkpoint with `--export`") from None
         yield target

@@ -173,13 +173,8 @@ class Trainer:
         """A function without arguments: the batch's part of the update's loss."""
         hooks = CHECKPOINTED if self.spec.training_loop.gradient_checkpointing else NO_HOOKS
         first, shares_of = batch[0], mx.array([slot.share for slot in batch])
-        x0, noise, sigma = (
-            mx.concatenate(list(arrays))
-            for arrays in zip(*((slot.example.x0, slot.noise, slot.sigma) for slot in batch), strict=True)
-        )
-        text, pooled = (
-            mx.concatenate(list(a)) for a in zip(*((s.branch.text, s.branch.pooled) for s in batch), strict=True)
-        )
+        rows = [(each.example.x0, each.noise, each.sigma, each.branch.text, each.branch.pooled) for each in batch]
+        x0, noise, sigma, text, pooled = (mx.concatenate(list(arrays)) for arrays in zip(*rows, strict=True))
         branch = Branch(text, pooled, first.branch.guidance)
         network, region = self.network(first.example), first.example.region
 
@@ -211,13 +206,8 @@ class Trainer:
         """Write a checkpoint of where the run stands; older ones are removed beyond `keep_last`."""
         epoch, position = divmod(self.step, self.per_epoch)
         loop = self.spec.training_loop
-        iterator = {
-            "num_iterations": self.step,
-            "epoch": epoch,
-            "position": position,
-            "batch_size": loop.batch_size,
-            "num_epochs": loop.num_epochs,
-        }
+        iterator = {"num_iterations": self.step, "epoch": epoch, "position": position}
+        iterator |= {"batch_size": loop.batch_size, "num_epochs": loop.num_epochs}
         state = Checkpoint(
             step=self.step,
             adapter=in_checkpoint(self.factors, self.scales),
@@ -264,7 +254,6 @@ class Trainer:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint is."""
         arrays = (*self.factors.values(), *self.updates.arrays().values(), *(self.average or {}).values())
         return sum(array.nbytes for array in arrays)
 
@@ -292,5 +281,4 @@ def alike(slots: Sequence[Slot], most: int) -> list[list[Slot]]:
 
 
 def scalar(array: mx.array) -> float:
-    """The value of an array of one element."""
     return float(array.item())  # type: ignore[arg-type]

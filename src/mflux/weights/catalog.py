@@ -110,6 +110,7 @@ SIDES = {
 TASK_CHANNELS = {"base": 64, "kontext": 64, "redux": 64, "depth": 128, "canny": 128, "fill": 384}
 TASK_CHANNELS |= {"in-context": 64, "ic-edit": 384, "try-on": 384, "controlnet": 64, "upscaler": 64}
 # LoRAs that methods have of their own, as names of files on the hub.  Source: ali-vilab/In-Context-LoRA, ICEdit.
+LORA_REPO = "ali-vilab/In-Context-LoRA"
 STYLES = {
     "couple": "couple-profile",
     "storyboard": "film-storyboard",
@@ -122,7 +123,7 @@ STYLES = {
     "sparklers": "sparklers-visual-effect",
     "identity": "visual-identity-design",
 }
-METHOD_LORAS = {style: f"ali-vilab/In-Context-LoRA:{file}.safetensors" for style, file in STYLES.items()}
+METHOD_LORAS = {style: f"{LORA_REPO}:{file}.safetensors" for style, file in STYLES.items()}
 METHOD_LORAS["ic-edit"] = "RiverZ/normal-lora:pytorch_lora_weights.safetensors"
 
 
@@ -136,12 +137,10 @@ def find(name: str, task: str = "base") -> Row | None:
 
 
 def of_task(family: str, task: str) -> Row | None:
-    """The first row of a family for a task."""
     return next((row for row in ROWS if (row.family, row.task) == (family, task)), None)
 
 
 def by_repo(repo: str) -> Row | None:
-    """The row of a hub id."""
     return next((row for row in ROWS if row.repo and row.repo.lower() == repo.lower()), None)
 
 

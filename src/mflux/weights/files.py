@@ -9,7 +9,10 @@ lacks.
 import errno
 import json
 import math
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -214,6 +217,19 @@ def read_gguf_tensor(info: TensorInfo) -> mx.array:
     tensor = gguf_tensors(info.file, info.file.stat().st_mtime_ns)[info.name]
     values = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
     return mx.array(values.reshape(info.shape))
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A name beside the target to write to; at the end that file becomes the target.  A failure leaves no trace."""
+    partial = target.with_name(f".{target.stem}-{os.getpid()}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(target)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
 
 
 def write_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str]) -> None:

@@ -59,4 +59,4 @@ def adapter_sizes(path: Path) -> IPAdapterConfig:
     return IPAdapterConfig(image_width, tokens, token_width, width, len(blocks))
 
 
-KINDS["ip_adapter"] = NetworkKind(IPAdapterConfig, IPAdapterNetwork, r"$^", {}, sizes=adapter_sizes, table=IP_ADAPTER)
+KINDS["ip_adapter"] = NetworkKind(IPAdapterConfig, IPAdapterNetwork, sizes=adapter_sizes, table=IP_ADAPTER)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.nn as nn
 
 from mflux.errors import ModelError
-from mflux.models.layers import ACTIVATIONS, GROUP_SIZE
+from mflux.models.layers import ACTIVATIONS, GROUP_SIZE, LayerSizes
 from mflux.models.text_clip import ClipConfig, ClipTextEncoder
 from mflux.models.text_t5 import T5Config, T5Encoder
 from mflux.models.transformer import FluxTransformer, TransformerConfig
@@ -33,8 +33,8 @@ class NetworkKind(NamedTuple):
 
     config: type
     build: Callable[[Any], nn.Module]
-    tolerated: str  # tensors of the file that may stay unused, a regular expression
-    aliases: dict[str, str]  # names in some files -> ours
+    tolerated: str = r"$^"  # tensors of the file that may stay unused, a regular expression
+    aliases: dict[str, str] = {}  # noqa: RUF012  (names in some files -> ours)
     prefix: str = ""  # of all our names; transformers 5 saves without it
     section: str = ""  # of a config.json that also describes other networks
     sizes: Callable[[Path], Any] | None = None  # of a single file, where they follow from its tensors
@@ -43,12 +43,11 @@ class NetworkKind(NamedTuple):
 
 # The parts of a model.  A condition that needs a network beside them adds its kind when it is imported.
 KINDS: dict[str, NetworkKind] = {
-    "transformer": NetworkKind(TransformerConfig, FluxTransformer, r"$^", {}),
+    "transformer": NetworkKind(TransformerConfig, FluxTransformer),
     "text_encoder": NetworkKind(
         ClipConfig,
         ClipTextEncoder,
         r"text_model\.embeddings\.position_ids|text_projection\.weight",
-        {},
         prefix="text_model.",
     ),
     "text_encoder_2": NetworkKind(
@@ -57,7 +56,7 @@ KINDS: dict[str, NetworkKind] = {
         r"(encoder|decoder)\.embed_tokens\.weight|" + LATER_BIASES,
         {"encoder.embed_tokens.weight": "shared.weight"},
     ),
-    "vae": NetworkKind(VaeConfig, Vae, r"$^", {}),
+    "vae": NetworkKind(VaeConfig, Vae),
 }
 
 
@@ -158,7 +157,7 @@ def check_config(path: Path, config: Any) -> None:
         if sum(config.axes_dims_rope) != config.attention_head_dim or any(n % 2 for n in config.axes_dims_rope):
             sizes = f"{config.axes_dims_rope} should be even and add up to `attention_head_dim`"
             problem = f"`axes_dims_rope` {sizes} {config.attention_head_dim}"
-    elif hasattr(config, "hidden_act"):  # the encoders of CLIP's kind
+    elif isinstance(config, LayerSizes):
         if config.hidden_act not in ACTIVATIONS:
             problem = f"`hidden_act` is `{config.hidden_act[:60]}`; known: {', '.join(ACTIVATIONS)}"
         elif config.hidden_size % config.num_attention_heads:

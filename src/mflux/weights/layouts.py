@@ -1,6 +1,6 @@
 """How other layouts call our modules, as tables.  Source: the published checkpoints and adapter files.
 
-A table is plain text, one line a module: `theirs -> ours [ours ...] [: op]`.  {i} stands for a block number.  Several
+A table is plain text, one line a module: `theirs -> ours [ours ...] [: op]`.  {i} and {j} stand for numbers.  Several
 names of ours: the file keeps these fused, rows in this order.  Op `swap_halves`: first and second half of the rows are
 exchanged.  Our names are diffusers'.
 """
@@ -17,7 +17,7 @@ class Rule(NamedTuple):
 
 
 def read_table(text: str) -> dict[str, Rule]:
-    """Their names -> rules, {i} still in both."""
+    """Their names -> rules, {i} and {j} still in both."""
     rules = {}
     for line in filter(str.strip, text.splitlines()):
         theirs, _, rest = line.partition("->")
@@ -27,11 +27,12 @@ def read_table(text: str) -> dict[str, Rule]:
 
 
 def numbered(table: dict[str, Rule], blocks: int) -> dict[str, Rule]:
-    """The table with its {i} filled in by 0..blocks - 1."""
+    """The table with its {i} and {j} filled in by 0..blocks - 1."""
     return {
-        theirs.format(i=i): Rule(tuple(name.format(i=i) for name in rule.ours), rule.op)
+        theirs.format(i=i, j=j): Rule(tuple(name.format(i=i, j=j) for name in rule.ours), rule.op)
         for theirs, rule in table.items()
         for i in (range(blocks) if "{i}" in theirs else (0,))
+        for j in (range(blocks) if "{j}" in theirs else (0,))
     }
 
 
@@ -118,30 +119,12 @@ AUTOENCODER = read_table("""
     decoder.mid.attn_1.k -> decoder.mid_block.attentions.0.to_k
     decoder.mid.attn_1.v -> decoder.mid_block.attentions.0.to_v
     decoder.mid.attn_1.proj_out -> decoder.mid_block.attentions.0.to_out.0
-    encoder.down.0.block.{i}.norm1 -> encoder.down_blocks.0.resnets.{i}.norm1
-    encoder.down.0.block.{i}.conv1 -> encoder.down_blocks.0.resnets.{i}.conv1
-    encoder.down.0.block.{i}.norm2 -> encoder.down_blocks.0.resnets.{i}.norm2
-    encoder.down.0.block.{i}.conv2 -> encoder.down_blocks.0.resnets.{i}.conv2
-    encoder.down.0.block.{i}.nin_shortcut -> encoder.down_blocks.0.resnets.{i}.conv_shortcut
-    encoder.down.0.downsample.conv -> encoder.down_blocks.0.downsamplers.0.conv
-    encoder.down.1.block.{i}.norm1 -> encoder.down_blocks.1.resnets.{i}.norm1
-    encoder.down.1.block.{i}.conv1 -> encoder.down_blocks.1.resnets.{i}.conv1
-    encoder.down.1.block.{i}.norm2 -> encoder.down_blocks.1.resnets.{i}.norm2
-    encoder.down.1.block.{i}.conv2 -> encoder.down_blocks.1.resnets.{i}.conv2
-    encoder.down.1.block.{i}.nin_shortcut -> encoder.down_blocks.1.resnets.{i}.conv_shortcut
-    encoder.down.1.downsample.conv -> encoder.down_blocks.1.downsamplers.0.conv
-    encoder.down.2.block.{i}.norm1 -> encoder.down_blocks.2.resnets.{i}.norm1
-    encoder.down.2.block.{i}.conv1 -> encoder.down_blocks.2.resnets.{i}.conv1
-    encoder.down.2.block.{i}.norm2 -> encoder.down_blocks.2.resnets.{i}.norm2
-    encoder.down.2.block.{i}.conv2 -> encoder.down_blocks.2.resnets.{i}.conv2
-    encoder.down.2.block.{i}.nin_shortcut -> encoder.down_blocks.2.resnets.{i}.conv_shortcut
-    encoder.down.2.downsample.conv -> encoder.down_blocks.2.downsamplers.0.conv
-    encoder.down.3.block.{i}.norm1 -> encoder.down_blocks.3.resnets.{i}.norm1
-    encoder.down.3.block.{i}.conv1 -> encoder.down_blocks.3.resnets.{i}.conv1
-    encoder.down.3.block.{i}.norm2 -> encoder.down_blocks.3.resnets.{i}.norm2
-    encoder.down.3.block.{i}.conv2 -> encoder.down_blocks.3.resnets.{i}.conv2
-    encoder.down.3.block.{i}.nin_shortcut -> encoder.down_blocks.3.resnets.{i}.conv_shortcut
-    encoder.down.3.downsample.conv -> encoder.down_blocks.3.downsamplers.0.conv
+    encoder.down.{i}.block.{j}.norm1 -> encoder.down_blocks.{i}.resnets.{j}.norm1
+    encoder.down.{i}.block.{j}.conv1 -> encoder.down_blocks.{i}.resnets.{j}.conv1
+    encoder.down.{i}.block.{j}.norm2 -> encoder.down_blocks.{i}.resnets.{j}.norm2
+    encoder.down.{i}.block.{j}.conv2 -> encoder.down_blocks.{i}.resnets.{j}.conv2
+    encoder.down.{i}.block.{j}.nin_shortcut -> encoder.down_blocks.{i}.resnets.{j}.conv_shortcut
+    encoder.down.{i}.downsample.conv -> encoder.down_blocks.{i}.downsamplers.0.conv
     decoder.up.0.block.{i}.norm1 -> decoder.up_blocks.3.resnets.{i}.norm1
     decoder.up.0.block.{i}.conv1 -> decoder.up_blocks.3.resnets.{i}.conv1
     decoder.up.0.block.{i}.norm2 -> decoder.up_blocks.3.resnets.{i}.norm2

@@ -284,7 +284,6 @@ def quantize_module(module: Any, bits: int, dtype: mx.Dtype | None = None) -> An
 
 
 def stored_module(module: Any, path: str, sources: Sources, dtype: mx.Dtype | None) -> Any:
-    """A Linear or Embedding whose file holds it quantized."""
     weight, scales, biases = (sources[f"{path}.{leaf}"] for leaf in PACKED)
     return packed_module(module, (weight.read(), scales.read(), biases.read()), weight.bits, dtype)
 

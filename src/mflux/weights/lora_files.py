@@ -210,7 +210,7 @@ def is_number(value: Any) -> bool:
 def build(path: Path, name: str, tensors: dict[str, mx.array], scale: float, settings: Mapping[str, Any]) -> Adapter:
     """The adapter of one layer, on the fused matrix where the file has one."""
     change, rank = change_of(path, name, tensors)
-    alpha = float(tensors["alpha"].reshape(-1)[0]) if "alpha" in tensors else setting_alpha(settings, name, rank)
+    alpha = float(tensors["alpha"].reshape(-1)[0]) if "alpha" in tensors else setting_alpha(settings, name)
     share = 1.0
     if rank and alpha is not None:
         share = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -262,7 +262,7 @@ def needed(path: Path, name: str, tensors: dict[str, mx.array], leaves: Sequence
     return tuple(tensors[leaf] for leaf in leaves)
 
 
-def setting_alpha(settings: Mapping[str, Any], name: str, rank: int) -> float | None:
+def setting_alpha(settings: Mapping[str, Any], name: str) -> float | None:
     """Alpha by PEFT's settings: a pattern holds for every layer whose name ends in it after a dot."""
     for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
         if name == pattern or name.endswith("." + pattern):
