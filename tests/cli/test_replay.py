@@ -8,6 +8,7 @@ import hostile
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from mflux.cli.commands import COMMANDS
@@ -175,6 +176,20 @@ def test_files_of_older_versions_draw(cli, oracle_model, told):
     found = read_metadata("image.png")
     assert (found["seed"], found["steps"], found["guidance"], found["prompt"]) == (3, 2, 2.5, "a fox")
     assert (found["height"], found["width"]) == (32, 48) and "unknown" not in done.err
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_picture_whose_exif_was_dropped_draws_itself_again_from_its_xmp(cli, dev, ending):
+    assert cli(*dev, "--seed", "2", "--output", "a{seed}.png", "--guidance", "2").code == 0
+    with Image.open("a2.png") as image:
+        text = image.info["XML:com.adobe.xmp"]
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", text)
+    Image.new("RGB", (9, 9)).save(f"kept.{ending}", pnginfo=info, xmp=text.encode())
+    done = cli("-C", f"kept.{ending}", "--output", "b.png")
+    assert done.code == 0, done.err
+    assert np.array_equal(pixels("a2.png"), pixels("b.png"))
+    assert read_metadata("b.png")["request"] == read_metadata("a2.png")["request"]
 
 
 def test_old_lists_that_are_texts_are_read(cli, runs, files):
