@@ -136,6 +136,32 @@ def test_a_battery_that_runs_low_stops_the_run_and_keeps_what_is_finished(cli, d
     assert cli(*words[1:]).out.split() == ["a_seed_1.png", "a_seed_2.png"]
 
 
+@pytest.mark.skipif(watch.sys.platform != "linux", reason="Linux's /sys")
+def test_a_run_that_goes_on_goes_on_counting(cli, dev, tmp_path, monkeypatch):
+    """Stopped after each picture: no number comes twice, and --overwrite replaces none of the finished pictures."""
+    monkeypatch.setattr(watch, "POWER_SUPPLIES", tmp_path / "power")
+    monkeypatch.setattr(watch, "BATTERY_EVERY", 0)
+    battery(tmp_path / "power", "BAT0", type="Battery", capacity="3")
+    status, say = tmp_path / "power" / "BAT0" / "status", watch.Watch.say
+
+    def say_and_unplug(self, path):
+        say(self, path)
+        status.write_text("Discharging")
+
+    monkeypatch.setattr(watch.Watch, "say", say_and_unplug)
+    flags, written = (
+        [*dev, "--seed", "5", "6", "--batch-size", "1", "--overwrite", "--output", "{index}_x{index}.png"],
+        [],
+    )
+    while flags:
+        status.write_text("Charging")
+        done = cli(*flags)
+        written += done.out.split()
+        flags = shlex.split(done.words.partition("go on with `mflux-generate")[2].rstrip("`"))
+    assert written == ["1_x1.png", "2_x2.png", "3_x3.png"]
+    assert [read_metadata(name)["seed"] for name in written] == [1, 5, 6]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_that_python_drops_is_not_lost():
     class Dropped:

@@ -167,7 +167,11 @@ OUTPUTS = (
         "Run.config_from_metadata",
         "draw what this picture or .json file was drawn with; other flags change it",
     ),
-    Option("--output", "Run.output", "png, jpg or webp; `{seed}`, `{index}`, `{prompt}` in it (default image.png)"),
+    Option(
+        "--output",
+        "Run.output",
+        "png, jpg or webp; in it `{seed}`, `{prompt}`, and `{index}`, or `{index+5}` from 6 on (default image.png)",
+    ),
     Option("--overwrite", "Run.overwrite", "replace a file of that name", {"action": "store_true"}),
     Option(
         "--metadata --make-conf", "Run.metadata", "also write the metadata as <name>.json", {"action": "store_true"}
