@@ -3,6 +3,7 @@
 import json
 import shlex
 import signal
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ STEPS = ("--steps", "3", "--image-strength", "0.4")
 
 
 def events(outcome):
-    return [json.loads(line) for line in outcome.err.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in outcome.err.splitlines()]
 
 
 def test_progress_for_programs_is_an_object_a_line(cli, dev):
@@ -28,6 +29,29 @@ def test_progress_for_programs_is_an_object_a_line(cli, dev):
     assert steps[-1]["seconds_left"] == 0 and steps[0]["seconds_left"] > 0
     assert [each["file"] for each in events(done) if each["event"] == "saved"] == done.out.split()
     assert "\r" not in done.err
+
+
+def test_notes_and_warnings_are_objects_for_programs(cli, dev, capsys):
+    done = cli(*dev, "--negative-prompt", "snow", "--auto-seeds", "2", "--progress=json")
+    notes = [each["note"] for each in events(done) if each["event"] == "note"]
+    assert done.code == 0 and any("--auto-seeds is not used" in each for each in notes), done.err
+    warnings.warn("strange", stacklevel=1)
+    assert json.loads(capsys.readouterr().err) == {"event": "note", "note": "strange"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (("--steps", "0"), "`--steps`: 0 is out of range", "give a whole number from 1 to 1000"),
+        (("--steps", "x"), "`--steps`: 'x' is not a whole number", "`mflux-generate --help` lists every flag"),
+        (("--stpes", "1"), "`--stpes` is not known to `mflux-generate`", "did you mean `--steps` or `--seed`?"),
+        (("-C", "no\nne"), "`--config-from-metadata`: there is no file `no\nne`", "give a picture or a .json file"),
+    ],
+)
+def test_an_error_is_an_object_for_programs(cli, flags, error, hint):
+    done = cli("--prompt", "x", "--model", "tiny", "--progress", "json", *flags)
+    assert (done.code, done.out) == (2, "")
+    assert events(done) == [{"event": "error", "error": error, "hint": hint, "exit_code": 2}]
 
 
 def test_no_progress_is_silence(cli, dev):

@@ -179,7 +179,11 @@ OUTPUTS = (
     Option("--no-metadata --no-exif", "Run.no_metadata", "put no metadata into the picture", {"action": "store_true"}),
 )
 WATCHING = (
-    Option("--progress", "Watching.progress", "on stderr: bar (default), json (an object a line) or none"),
+    Option(
+        "--progress",
+        "Watching.progress",
+        "on stderr: bar (default), none, or json: an object a line, notes and errors too",
+    ),
     Option("--preview", "Watching.preview", "a picture that is replaced after each step, by what it will about be"),
     Option(
         "--stepwise-image-output-dir",
