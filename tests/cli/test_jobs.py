@@ -53,6 +53,23 @@ def test_a_line_that_cannot_be_drawn_is_told_and_left_out(lines):
     assert "error: 4 of 5 lines were not drawn" in done.words
 
 
+def test_a_line_s_error_is_an_object_for_programs(lines):
+    done = lines("first", {"prompt": "x", "mask_path": "none.png"}, flags=("--progress", "json"))
+    told = [json.loads(line) for line in done.err.splitlines()]
+    hint = "give `--image-path` too"
+    wrong = {"error": "`--mask-path`: there is no image for it", "hint": hint, "exit_code": 2}
+    assert (done.code, done.out) == (2, "image.png\n")
+    assert [each for each in told if each["event"] == "error"] == [
+        {"event": "error", "line": 2, **wrong},
+        {
+            "event": "error",
+            "error": "1 of 2 lines were not drawn",
+            "hint": "mend the lines that are named above",
+            "exit_code": 2,
+        },
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

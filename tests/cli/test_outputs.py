@@ -203,6 +203,15 @@ def test_a_stdout_that_takes_nothing_is_said_plainly(dev, tmp_path):
     assert done.returncode == 1 and "unexpected" not in done.stderr and "error: " in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(("more", "code"), [((), 0), (("--progress", "json"), 0), (("--guidance", "101"), 2)])
+def test_a_stderr_that_takes_nothing_loses_no_picture(dev, tmp_path, more, code):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-c", GENERATE, *dev, *more]
+        done = subprocess.run(words, cwd=tmp_path, stdout=-1, stderr=full, text=True)
+    assert (done.returncode, done.stdout) == (code, "" if code else "image.png\n")
+
+
 @pytest.mark.parametrize("stream", ["1", "2"])
 def test_a_closed_stream_is_no_reason_to_fail(dev, tmp_path, stream):
     command = f'"$0" -c "$1" "${{@:2}}" {stream}>&-'

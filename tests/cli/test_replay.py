@@ -8,6 +8,7 @@ import hostile
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from mflux.cli.commands import COMMANDS
@@ -177,6 +178,20 @@ def test_files_of_older_versions_draw(cli, oracle_model, told):
     assert (found["height"], found["width"]) == (32, 48) and "unknown" not in done.err
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_picture_whose_exif_was_dropped_draws_itself_again_from_its_xmp(cli, dev, ending):
+    assert cli(*dev, "--seed", "2", "--output", "a{seed}.png", "--guidance", "2").code == 0
+    with Image.open("a2.png") as image:
+        text = image.info["XML:com.adobe.xmp"]
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", text)
+    Image.new("RGB", (9, 9)).save(f"kept.{ending}", pnginfo=info, xmp=text.encode())
+    done = cli("-C", f"kept.{ending}", "--output", "b.png")
+    assert done.code == 0, done.err
+    assert np.array_equal(pixels("a2.png"), pixels("b.png"))
+    assert read_metadata("b.png")["request"] == read_metadata("a2.png")["request"]
+
+
 def test_old_lists_that_are_texts_are_read(cli, runs, files):
     redux = str(runs["mflux-generate-redux"][0][0])
     told = OLD | {
@@ -215,6 +230,9 @@ def test_unknown_keys_of_a_hand_written_file_warn(cli, oracle_model):
         ('{"seed": "x"}', '`seed` is "x"'),
         ('{"steps": 2.5}', "2.5"),
         ('{"prompt": 3}', "`prompt` is 3"),
+        ('{"steps": [2, 3]}', "`steps` is [2, 3]"),
+        ('{"request": {"seeds": [1], "model": ["a"]}}', '`model` is ["a"], which `--model` does not take'),
+        ('{"request": {"seeds": [1], "config": {"height": "x"}}}', '`height` is "x", which `--height` does not take'),
         ('{"request": {"seeds": []}}', "seed"),
         ('{"request": {"seeds": 3}}', "cannot be read"),
         ('{"request": {"seeds": [1], "conditions": [{"condition": "Magic"}]}}', "Magic"),

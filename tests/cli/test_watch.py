@@ -3,6 +3,7 @@
 import json
 import shlex
 import signal
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ STEPS = ("--steps", "3", "--image-strength", "0.4")
 
 
 def events(outcome):
-    return [json.loads(line) for line in outcome.err.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in outcome.err.splitlines()]
 
 
 def test_progress_for_programs_is_an_object_a_line(cli, dev):
@@ -28,6 +29,29 @@ def test_progress_for_programs_is_an_object_a_line(cli, dev):
     assert steps[-1]["seconds_left"] == 0 and steps[0]["seconds_left"] > 0
     assert [each["file"] for each in events(done) if each["event"] == "saved"] == done.out.split()
     assert "\r" not in done.err
+
+
+def test_notes_and_warnings_are_objects_for_programs(cli, dev, capsys):
+    done = cli(*dev, "--negative-prompt", "snow", "--auto-seeds", "2", "--progress=json")
+    notes = [each["note"] for each in events(done) if each["event"] == "note"]
+    assert done.code == 0 and any("--auto-seeds is not used" in each for each in notes), done.err
+    warnings.warn("strange", stacklevel=1)
+    assert json.loads(capsys.readouterr().err) == {"event": "note", "note": "strange"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (("--steps", "0"), "`--steps`: 0 is out of range", "give a whole number from 1 to 1000"),
+        (("--steps", "x"), "`--steps`: 'x' is not a whole number", "`mflux-generate --help` lists every flag"),
+        (("--stpes", "1"), "`--stpes` is not known to `mflux-generate`", "did you mean `--steps` or `--seed`?"),
+        (("-C", "no\nne"), "`--config-from-metadata`: there is no file `no\nne`", "give a picture or a .json file"),
+    ],
+)
+def test_an_error_is_an_object_for_programs(cli, flags, error, hint):
+    done = cli("--prompt", "x", "--model", "tiny", "--progress", "json", *flags)
+    assert (done.code, done.out) == (2, "")
+    assert events(done) == [{"event": "error", "error": error, "hint": hint, "exit_code": 2}]
 
 
 def test_no_progress_is_silence(cli, dev):
@@ -134,6 +158,32 @@ def test_a_battery_that_runs_low_stops_the_run_and_keeps_what_is_finished(cli, d
     assert words[words.index("--seed") + 1 :][:2] == ["1", "2"] and "a_seed_{seed}.png" in words
     (tmp_path / "power" / "BAT0" / "status").write_text("Charging")
     assert cli(*words[1:]).out.split() == ["a_seed_1.png", "a_seed_2.png"]
+
+
+@pytest.mark.skipif(watch.sys.platform != "linux", reason="Linux's /sys")
+def test_a_run_that_goes_on_goes_on_counting(cli, dev, tmp_path, monkeypatch):
+    """Stopped after each picture: no number comes twice, and --overwrite replaces none of the finished pictures."""
+    monkeypatch.setattr(watch, "POWER_SUPPLIES", tmp_path / "power")
+    monkeypatch.setattr(watch, "BATTERY_EVERY", 0)
+    battery(tmp_path / "power", "BAT0", type="Battery", capacity="3")
+    status, say = tmp_path / "power" / "BAT0" / "status", watch.Watch.say
+
+    def say_and_unplug(self, path):
+        say(self, path)
+        status.write_text("Discharging")
+
+    monkeypatch.setattr(watch.Watch, "say", say_and_unplug)
+    flags, written = (
+        [*dev, "--seed", "5", "6", "--batch-size", "1", "--overwrite", "--output", "{index}_x{index}.png"],
+        [],
+    )
+    while flags:
+        status.write_text("Charging")
+        done = cli(*flags)
+        written += done.out.split()
+        flags = shlex.split(done.words.partition("go on with `mflux-generate")[2].rstrip("`"))
+    assert written == ["1_x1.png", "2_x2.png", "3_x3.png"]
+    assert [read_metadata(name)["seed"] for name in written] == [1, 5, 6]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

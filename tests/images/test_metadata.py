@@ -12,10 +12,16 @@ import numpy as np
 import piexif
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mflux.errors import MfluxError, UsageError
 from mflux.images.metadata import check_output, read_metadata, save_json, save_picture, write_file
 
+NAMESPACES = (
+    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:dc="http://purl.org/dc/elements/1.1/" '
+    'xmlns:mflux="http://ns.mflux.ai/1.0/"'
+)
+DESCRIPTION = '<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{}</rdf:li></rdf:Alt></dc:description>'
 IMAGE = Image.fromarray(np.random.default_rng(2).integers(0, 256, (32, 48, 3), np.uint8))
 METADATA = {"prompt": "ein Füchslein 🦊 \udcff", "seed": 2**64 - 1, "guidance": 3.5, "request": {"seeds": [1]}}
 
@@ -54,6 +60,83 @@ def test_older_prefixes_and_strangers_are_read(tmp_path):
         exif = piexif.dump({"Exif": {piexif.ExifIFD.UserComment: comment}})
         IMAGE.save(tmp_path / "old.png", exif=exif)
         assert read_metadata(tmp_path / "old.png") == value, comment[:30]
+
+
+def packet(properties, attributes=""):
+    """XMP as mflux 0.24 puts it into a PNG."""
+    about = f'<rdf:RDF {NAMESPACES}><rdf:Description rdf:about="" {attributes}>{properties}</rdf:Description></rdf:RDF>'
+    return (
+        f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">{about}'
+        '</x:xmpmeta>\n<?xpacket end="w"?>'
+    )
+
+
+def saved_with_xmp(path, text):
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", text)
+    IMAGE.save(path, pnginfo=info) if path.suffix == ".png" else IMAGE.save(path, xmp=text.encode())
+    return path
+
+
+TOLD_BY_XMP = (
+    DESCRIPTION.format("a fox &amp; “größer” 狐") + "<dc:creator><rdf:Seq><rdf:li>MFLUX</rdf:li></rdf:Seq></dc:creator>"
+    "<mflux:seed>42</mflux:seed><mflux:steps>2</mflux:steps><mflux:guidance>3.5</mflux:guidance>"
+    "<mflux:model>dev</mflux:model><mflux:loras>ink.safetensors:0.5, film:1.0</mflux:loras>"
+    "<mflux:generationTimeSeconds>1.25</mflux:generationTimeSeconds>"
+)
+MEANT_BY_XMP = {
+    "seed": 42, "steps": 2, "guidance": 3.5, "model": "dev", "prompt": "a fox & “größer” 狐",
+    "lora_paths": ["ink.safetensors", "film"], "lora_scales": [0.5, 1.0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_what_mflux_0_24_tells_as_xmp_is_read_from_every_format(tmp_path, ending):
+    assert read_metadata(saved_with_xmp(tmp_path / f"fox.{ending}", packet(TOLD_BY_XMP))) == MEANT_BY_XMP
+
+
+def test_our_own_xmp_holds_the_whole_metadata(tmp_path):
+    """As where a program drops EXIF and keeps XMP."""
+    text = Image.open(save(tmp_path / "fox.png")).info["XML:com.adobe.xmp"]
+    assert read_metadata(saved_with_xmp(tmp_path / "kept.jpg", text)) == METADATA
+    assert read_metadata(saved_with_xmp(tmp_path / "kept.png", text)) == METADATA
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (packet("", 'mflux:seed="3" mflux:steps="4"'), {"seed": 3, "steps": 4}),
+        (packet("<mflux:seed>many</mflux:seed>"), {"seed": "many"}),
+        (packet("<mflux:guidance>None</mflux:guidance>"), {"guidance": "None"}),
+        (packet(DESCRIPTION.format("a photo")).replace("http://ns.mflux.ai", "http://example.org"), None),
+        (packet(DESCRIPTION.format("a photo")).replace('xmlns:mflux="http://ns.mflux.ai/1.0/"', ""), None),
+        (packet("<mflux:seed>3"), None),
+        (packet("<mflux:metadata>{</mflux:metadata>"), None),
+        (packet("<mflux:seed>" + "[" * 100_000 + "</mflux:seed>"), {"seed": "[" * 100_000}),
+        ('<!DOCTYPE a [<!ENTITY b "bb">]>' + packet("<mflux:seed>&b;</mflux:seed>"), None),
+        ("http://ns.mflux.ai/1.0/", None),
+    ],
+)
+def test_xmp_that_is_strange_is_read_or_left_alone(tmp_path, text, value):
+    assert read_metadata(saved_with_xmp(tmp_path / "x.png", text)) == value
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_png_s_text_that_is_our_json_is_read(tmp_path, compressed):
+    info = PngInfo()
+    info.add_text("workflow", '{"nodes": []}')
+    info.add_text("prompt", '{"3": {"class_type": "KSampler"}}')  # another program's
+    info.add_text("Comment", json.dumps(METADATA), zip=compressed)
+    IMAGE.save(tmp_path / "x.png", pnginfo=info)
+    assert read_metadata(tmp_path / "x.png") == METADATA
+
+
+def test_a_damaged_picture_is_an_os_error(tmp_path):
+    """Not one of the many kinds that Pillow raises: here SyntaxError."""
+    path = save(tmp_path / "fox.webp")
+    path.write_bytes(path.read_bytes().replace(b"MM\0*", b"MM\0x"))
+    with pytest.raises(OSError, match="not a TIFF file"):
+        read_metadata(path)
 
 
 def test_a_jpeg_s_request_is_left_out_where_it_is_too_long(tmp_path):

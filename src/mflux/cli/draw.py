@@ -29,6 +29,7 @@ MAX_PROMPT_IN_NAME = 60  # letters
 OF_THE_MODEL = ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
 PLACEHOLDERS = ("{seed}", "{index}", "{prompt}")
 PLACEHOLDERS_OF = re.compile(r"\{.*?\}|[{}]")
+INDEX = re.compile(r"\{index(?:\+([0-9]{1,9}))?\}")  # `{index+3}` counts from 4
 log = logging.getLogger("mflux")
 
 
@@ -174,8 +175,10 @@ def stopped(
     """The error of a run that ended early, with the command that draws what is left."""
     told = {name: value for name, value in told.items() if name != "auto_seeds"} | {"seed": list(left)}
     pattern = told.get("output", Run.output)
-    if len(seeds) > 1 and not {"{seed}", "{index}"} & set(PLACEHOLDERS_OF.findall(pattern)):
+    if len(seeds) > 1 and not names_each(pattern):
         told["output"] = ending_in(pattern, "_seed_{seed}")
+    elif drawn := len(seeds) - len(left):
+        told["output"] = counted(pattern, drawn, "{{index+{}}}")
     why = stop.problem if isinstance(stop, StoppedError) else "interrupted"
     problem = f"{why}; finished pictures are kept, {len(left)} of {len(seeds)} seeds are left"
     hint = f"go on with `{shlex.join([command.name, *spelled(command, told)])}`" if left else ""
@@ -332,22 +335,31 @@ def prompt_text(raw: bytes, name: str, field: str) -> str:
 
 def output_names(pattern: str, seeds: Sequence[int], turns: int = 0, prompt: str = "") -> list[str]:
     """A file name for each seed, and for each of its turns.  Raises UsageError for an unknown placeholder."""
-    unknown = [each for each in PLACEHOLDERS_OF.findall(pattern) if each not in PLACEHOLDERS]
+    found = PLACEHOLDERS_OF.findall(pattern)
+    unknown = [each for each in found if each not in PLACEHOLDERS and not INDEX.fullmatch(each)]
     if unknown:
         known = ", ".join(f"`{each}`" for each in PLACEHOLDERS)
         raise UsageError(f"`{pattern}` has an unknown placeholder, `{unknown[0]}`", f"known: {known}", "output")
     words = "-".join(re.findall(r"\w+", prompt))[:MAX_PROMPT_IN_NAME].rstrip("-") or "picture"
-    tells = len(seeds) > 1 and "{seed}" not in pattern and "{index}" not in pattern
+    if len(seeds) > 1 and not names_each(pattern):
+        pattern = ending_in(pattern, "_seed_{seed}")
     names = [
-        (ending_in(pattern, f"_seed_{seed}") if tells else pattern)
-        .replace("{seed}", str(seed))
-        .replace("{index}", str(index))
-        .replace("{prompt}", words)
+        counted(pattern, index).replace("{seed}", str(seed)).replace("{prompt}", words)
         for index, seed in enumerate(seeds, 1)
     ]
     if not turns:
         return names
     return [ending_in(name, f"_turn_{turn}") for name in names for turn in range(1, turns + 1)]
+
+
+def counted(pattern: str, number: int, text: str = "{}") -> str:
+    """The pattern with a number in place of `{index}`, larger by what is added there."""
+    return INDEX.sub(lambda match: text.format(int(match[1] or 0) + number), pattern)
+
+
+def names_each(pattern: str) -> bool:
+    """Whether the pictures of several seeds get several names."""
+    return "{seed}" in pattern or INDEX.search(pattern) is not None
 
 
 def ending_in(name: str, ending: str) -> str:

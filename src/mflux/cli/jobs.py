@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mflux.cli.options import Command, Values
-from mflux.cli.parse import visible, worded
 from mflux.cli.replay import told_values
+from mflux.cli.say import show
 from mflux.errors import MfluxError, StoppedError, UsageError
 from mflux.paths import expand, reading
 
@@ -39,7 +39,7 @@ def draw_lines(command: Command, values: Values, draw: Callable[..., None]) -> N
             raise stop from None
         except MfluxError as error:
             failed.append(error.exit_code)
-            print(f"line {number}: {visible(worded(error, command))}; {visible(error.hint)}", file=sys.stderr)
+            show(error, command, values.get("progress") == "json", number)
     if count == 0:
         raise UsageError("there are no lines to draw", "give a prompt or a JSON object a line", "jobs")
     if failed:

@@ -4,10 +4,8 @@ Paths of written files go to stdout, everything else to stderr.  What a command 
 its words can be meant, so that help and usage errors cost next to nothing.
 """
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -15,10 +13,9 @@ from pathlib import Path
 
 from mflux.cli.commands import BY_NAME, SHORT
 from mflux.cli.options import Command
-from mflux.cli.parse import parse, show, visible
+from mflux.cli.parse import parse
+from mflux.cli.say import Stderr, for_programs, set_up_log, show
 from mflux.errors import MfluxError
-
-log = logging.getLogger("mflux")
 
 
 def named() -> int:
@@ -47,9 +44,11 @@ def umbrella() -> int:
 def main(command: Command, argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.  The one place that turns exceptions into words."""
     open_streams()
-    set_up_log()
+    words = sys.argv[1:] if argv is None else argv
+    as_json = for_programs(words)
+    set_up_log(as_json)
     try:
-        values = parse(command, sys.argv[1:] if argv is None else argv)
+        values = parse(command, words)
         if command.run:
             module, _, name = command.run.partition(":")
             getattr(import_module(module), name)(values)
@@ -61,11 +60,12 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except MfluxError as error:
-        show(error, command)
-        return error.exit_code
+        failure = error
     except KeyboardInterrupt:
-        print("\nerror: interrupted", file=sys.stderr)
-        return 130
+        if not as_json:
+            print(file=sys.stderr)  # behind the terminal's ^C
+        failure = MfluxError("interrupted")
+        failure.exit_code = 130
     except BrokenPipeError:
         from mflux.cli.watch import drop_stdout
 
@@ -74,26 +74,13 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MFLUX_DEBUG"):
             raise
-        words = f"{type(error).__name__}: {error}"
-        if isinstance(error, MemoryError) or "alloc" in words.lower():
-            show(MfluxError(f"out of memory ({words})", "draw smaller or fewer pictures at once, or quantize"), command)
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or "alloc" in told.lower():
+            failure = MfluxError(f"out of memory ({told})", "draw smaller or fewer pictures at once, or quantize")
         else:
-            show(MfluxError(f"unexpected {words}", "`MFLUX_DEBUG=1` shows where; please report it"), command)
-        return 1
-
-
-class Notes(logging.Handler):
-    """Notes of the engine on stderr, each once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if text not in self._seen:
-            self._seen.add(text)
-            print(visible(text if text.startswith("mflux:") else f"note: {text}"), file=sys.stderr)
+            failure = MfluxError(f"unexpected {told}", "`MFLUX_DEBUG=1` shows where; please report it")
+    show(failure, command, as_json)
+    return failure.exit_code
 
 
 def open_streams() -> None:
@@ -104,9 +91,5 @@ def open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
-
-
-def set_up_log() -> None:
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, for programmers
-    log.handlers[:] = [Notes()]
-    log.propagate = False
+    if not isinstance(sys.stderr, Stderr):
+        setattr(sys, "stderr", Stderr(sys.stderr))  # noqa: B010

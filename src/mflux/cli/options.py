@@ -173,13 +173,21 @@ OUTPUTS = (
         "Run.config_from_metadata",
         "draw what this picture or .json file was drawn with; other flags change it",
     ),
-    Option("--output", "Run.output", "png, jpg or webp; `{seed}`, `{index}`, `{prompt}` in it (default image.png)"),
+    Option(
+        "--output",
+        "Run.output",
+        "png, jpg or webp; in it `{seed}`, `{prompt}`, and `{index}`, or `{index+5}` from 6 on (default image.png)",
+    ),
     Option("--overwrite", "Run.overwrite", "replace a file of that name", SWITCH),
     Option("--metadata --make-conf", "Run.metadata", "also write the metadata as <name>.json", SWITCH),
     Option("--no-metadata --no-exif", "Run.no_metadata", "put no metadata into the picture", SWITCH),
 )
 WATCHING = (
-    Option("--progress", "Watching.progress", "on stderr: bar (default), json (an object a line) or none"),
+    Option(
+        "--progress",
+        "Watching.progress",
+        "on stderr: bar (default), none, or json: an object a line, notes and errors too",
+    ),
     Option("--preview", "Watching.preview", "a picture that is replaced after each step, by what it will about be"),
     Option(
         "--stepwise-image-output-dir",

@@ -1,12 +1,11 @@
 """argv to values by field name, and back.  Errors are our own kind, not argparse's."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from mflux.cli.options import Command, Option, Values
-from mflux.errors import MfluxError, UsageError
+from mflux.errors import UsageError
 from mflux.weights.catalog import LORA_REPO
 
 
@@ -116,24 +115,3 @@ def lora_scale(text: str) -> float:
         return float(text)
     except ValueError:
         raise UsageError(f"the scale {text!r} is not a number", "give `--lora PATH SCALE`", "adapters") from None
-
-
-def show(error: MfluxError, command: Command) -> None:
-    """Print an error as people read it: what is wrong, a blank line, what to do."""
-    print(f"error: {visible(worded(error, command))}", file=sys.stderr)
-    if error.hint:
-        hint = visible(error.hint)
-        for option in command.options:  # the library's hints name fields; here they are flags
-            hint = hint.replace(f"`{option.name}`", f"`{option.flag}`")
-        print(f"\nhint: {hint}", file=sys.stderr)
-
-
-def worded(error: MfluxError, command: Command) -> str:
-    """What is wrong, with the flag that it is about."""
-    subject = f"`{command.flag_of(error.field) or error.field}`: " if error.field else ""
-    return subject + error.problem
-
-
-def visible(text: str) -> str:
-    """The text on one line: control characters as escapes."""
-    return "".join(each if each.isprintable() or each == " " else repr(each)[1:-1] for each in text)

@@ -120,6 +120,9 @@ def from_request(command: Command, request: Mapping[str, Any], path: Path) -> di
     if not values["seed"]:
         raise damaged(path, "it names no seed")
     values |= dict(request.get("config", {}))
+    for option in command.options:
+        if values.get(option.name) is not None:
+            values[option.name] = checked(option, option.name, values[option.name], path)
     if request.get("loras"):
         values["lora_paths"] = [str(name) for name, _ in request["loras"]]
         values["lora_scales"] = [float(scale) for _, scale in request["loras"]]
@@ -188,7 +191,9 @@ def checked(option: Option, key: str, value: Any, path: Path) -> Any:
     convert = option.parse.get("type", str)
     listed = value if isinstance(value, list) else as_list(value) if "nargs" in option.parse else [value]
     kinds = (str,) if convert is str else (int, float)
-    if not all(isinstance(each, kinds) and not isinstance(each, bool) for each in listed):
+    single = "nargs" not in option.parse and option.parse.get("action") != "append"
+    fits = all(isinstance(each, kinds) and not isinstance(each, bool) for each in listed)
+    if not fits or (single and isinstance(value, list)):
         raise damaged(path, f"`{key}` is {json.dumps(value)[:60]}, which `{option.flag}` does not take")
     try:
         done = [convert(str(each)) if convert is not str else each for each in listed]

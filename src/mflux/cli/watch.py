@@ -1,7 +1,7 @@
 """What a run shows while it works: a bar or JSON lines on stderr, previews, stepwise pictures; and the battery's limit.
 
-A line of `--progress json` is one object: `{"event": "step", "seeds": [1], "step": 3, "steps": 8, "done": 11,
-"total": 16, "seconds_left": 2.4}`, or `{"event": "saved", "file": "image.png"}`; other lines of stderr are texts.
+An object of `--progress json`: `{"event": "step", "seeds": [1], "step": 3, "steps": 8, "done": 11, "total": 16,
+"seconds_left": 2.4}`, or `{"event": "saved", "file": "image.png"}`; notes and errors are `say`'s.
 """
 
 import json

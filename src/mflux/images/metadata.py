@@ -1,17 +1,19 @@
 """Pictures to files: never overwritten, never half-written, with their metadata inside.
 
 Metadata is one JSON object in EXIF's UserComment (ASCII prefix, `\\u` escapes), the flat keys of mflux 0.24 and our
-`request`.  A JPEG holds at most 64 KB of it; then `request` is left out.  A PNG also tells its prompt to programs that
-know nothing of mflux, as XMP's description.
+`request`.  A JPEG holds at most 64 KB of it; then `request` is left out.  A PNG holds it as XMP too, which some
+programs keep where they drop EXIF, with the prompt as its description for those that know nothing of mflux.
 """
 
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import piexif
@@ -25,10 +27,14 @@ MAX_NAME_BYTES = 255
 EXIF_FOLDER = 0x8769  # the tag that holds the EXIF block
 JPEG_EXIF_LIMIT = 65_000
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+XMP_LIMIT = 10_000_000  # characters that are read
+XMP_TEXT = "XML:com.adobe.xmp"  # a PNG's text that holds XMP
+RDF, DC = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
+MFLUX = "http://ns.mflux.ai/1.0/"  # of mflux 0.11 and later: seed, steps, guidance, model, loras; `metadata` is ours
 XMP = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><rdf:Alt>'
-    '<rdf:li xml:lang="x-default">{}</rdf:li></rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>'
+    f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about="" xmlns:dc="{DC}" '
+    f'xmlns:mflux="{MFLUX}"><dc:description><rdf:Alt><rdf:li xml:lang="x-default">{{}}</rdf:li></rdf:Alt>'
+    "</dc:description><mflux:metadata>{}</mflux:metadata></rdf:Description></rdf:RDF></x:xmpmeta>"
 )
 LOSSY = {"quality": 95, "subsampling": 0}
 
@@ -44,23 +50,82 @@ def exif_bytes(metadata: dict[str, Any], limit: int | None = None) -> bytes:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The metadata object inside a picture; None where there is none.  Reads the prefixes of mflux 0.9 and 0.24."""
-    with Image.open(path) as image:
-        comment = image.getexif().get_ifd(EXIF_FOLDER).get(piexif.ExifIFD.UserComment)
-    if not isinstance(comment, bytes | str):
-        return None
-    raw = comment.encode("latin-1") if isinstance(comment, str) else comment
+    """The metadata object inside a picture; None where there is none.
+
+    Reads EXIF with the prefixes of mflux 0.9 and 0.24, a PNG's texts that are JSON, and XMP, the first that there is.
+    Raises OSError for a file that is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return next((found for found in tellings(image) if found is not None), None)
+    except OSError:
+        raise
+    except Exception as error:  # Pillow's readers raise many kinds, SyntaxError among them
+        raise OSError(str(error)) from None
+
+
+def tellings(image: Image.Image) -> Iterator[dict[str, Any] | None]:
+    """What each place of a picture tells."""
+    comment = image.getexif().get_ifd(EXIF_FOLDER).get(piexif.ExifIFD.UserComment)
+    yield from_json(comment.encode("latin-1", "replace") if isinstance(comment, str) else comment)
+    texts = getattr(image, "text", {})  # of a PNG, also those behind its pixels
+    for text in texts.values():
+        found = from_json(text.encode("utf-8", "replace"))
+        yield found if found and isinstance(found.get("prompt"), str) else None  # other programs write JSON too
+    yield from_xmp(image.info.get("xmp") or texts.get(XMP_TEXT, ""))
+
+
+def from_json(raw: Any) -> dict[str, Any] | None:
+    """A JSON object of UTF-8 bytes, behind EXIF's prefix or not."""
     try:
         value = json.loads(raw.removeprefix(b"ASCII\x00\x00\x00").decode("utf-8"))
-    except (ValueError, RecursionError):
+    except (AttributeError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def xmp(prompt: str) -> PngInfo:
-    """The prompt as Dublin Core's description, without characters that XML cannot hold.  Source: Adobe, XMP part 1."""
+def from_xmp(packet: str | bytes) -> dict[str, Any] | None:
+    """Our metadata in an XMP packet, or what mflux 0.24 tells there, under its flat keys."""
+    text = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else packet
+    if MFLUX not in text or "<!DOCTYPE" in text or len(text) > XMP_LIMIT:  # XMP has no DTD, but entities that grow do
+        return None
+    try:
+        root = ElementTree.fromstring(text.strip("\0\ufeff \r\n\t"))
+    except (ElementTree.ParseError, ValueError):
+        return None
+    prefix = f"{{{MFLUX}}}"
+    found = {
+        key.removeprefix(prefix): value
+        for node in root.iter()  # a property is an element, or an attribute of its rdf:Description
+        for key, value in ((node.tag, node.text), *node.attrib.items())
+        if value and key.startswith(prefix)
+    }
+    if "metadata" in found:
+        return from_json(found["metadata"].encode())
+    values: dict[str, Any] = {key: number(found[key]) for key in ("seed", "steps", "guidance") if key in found}
+    values |= {"model": found["model"]} if "model" in found else {}
+    if prompt := root.findtext(f".//{{{DC}}}description//{{{RDF}}}li"):
+        values["prompt"] = prompt
+    if loras := found.get("loras"):  # `ink.safetensors:0.5, film.safetensors:1.0`
+        pairs = [each.rpartition(":") for each in loras.split(", ")]
+        values |= {"lora_paths": [name for name, _, _ in pairs], "lora_scales": [number(scale) for *_, scale in pairs]}
+    return values or None
+
+
+def number(text: str) -> Any:
+    """The number that a text tells; else the text, which its flag refuses."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def xmp(metadata: dict[str, Any]) -> PngInfo:
+    """The metadata, and its prompt as Dublin Core's description, without characters that XML cannot hold.  Source:
+    Adobe, XMP part 1."""
     info = PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", XMP.format(escape(NO_XML.sub("", prompt))))
+    packet = XMP.format(escape(NO_XML.sub("", metadata["prompt"])), escape(json.dumps(metadata)))
+    info.add_itxt(XMP_TEXT, packet)
     return info
 
 
@@ -79,7 +144,7 @@ def save_picture(
     if metadata:
         options["exif"] = exif_bytes(metadata, JPEG_EXIF_LIMIT if kind == "JPEG" else None)
         if kind == "PNG" and "prompt" in metadata:
-            options["pnginfo"] = xmp(metadata["prompt"])
+            options["pnginfo"] = xmp(metadata)
     if icc:
         options["icc_profile"] = icc
     if kind == "JPEG" and image.mode == "RGBA":
