@@ -12,6 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from captions import PLACES
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, SiglipVisionConfig, SiglipVisionModel, T5Config, T5EncoderModel
 from vocabulary import CLIP_FOLDER, CLIP_LENGTH, load_clip, t5_pieces
@@ -29,7 +31,8 @@ LORA_TARGETS = (  # all matrices inside blocks except the modulations
     r"(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
 )
 REDUX_PARTS = ("image_encoder", "image_embedder")
-REDUX_WIDTH, REDUX_SIDE, REDUX_PATCH = 96, 96, 16  # 36 tokens
+REDUX_WIDTH, REDUX_SIDE, REDUX_PATCH = 96, 96, 16
+REDUX_TOKENS = (REDUX_SIDE // REDUX_PATCH) ** 2
 
 
 class Networks(nn.Module):
@@ -69,8 +72,6 @@ class Networks(nn.Module):
             {"lora": self._add_lora, "controlnet": self._add_controlnet}[what]()
 
     def _add_lora(self) -> None:
-        from peft import LoraConfig  # here: only some stages need it
-
         adapter = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_TARGETS)
         self.transformer.add_adapter(adapter)
 
@@ -82,13 +83,17 @@ class Networks(nn.Module):
     def describe(self, t5_ids: Tensor, clip_ids: Tensor, pictures: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Text states (B, T, WIDTH) and the pooled vector (B, WIDTH); padding is not masked, as in FLUX.
 
-        Redux: the 36 tokens of `pictures` (B, 3, REDUX_SIDE, REDUX_SIDE) in [-1, 1] follow the text's.
+        Redux: the tokens of `pictures` follow the text's.
         """
         text = self.text_encoder_2(input_ids=t5_ids).last_hidden_state
         if pictures is not None:
-            seen = self.image_encoder(pixel_values=pictures).last_hidden_state
-            text = torch.cat([text, self.image_embedder(seen).image_embeds], dim=1)
+            text = torch.cat([text, self.look(pictures)], dim=1)
         return text, self.text_encoder(input_ids=clip_ids).pooler_output
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """Tokens (B, REDUX_TOKENS, WIDTH) of pictures (B, 3, REDUX_SIDE, REDUX_SIDE) in [-1, 1]."""
+        seen = self.image_encoder(pixel_values=pictures).last_hidden_state
+        return self.image_embedder(seen).image_embeds
 
     def velocity(
         self,
@@ -143,6 +148,18 @@ class Networks(nn.Module):
         """Logits of shape (B, S, 7), colour (B, S, 15) and fine coverage (B, S, 16) for each image token."""
         seen = self.glimpse(F.layer_norm(middle, (WIDTH,)))
         return seen.split(GLIMPSE_SIZES, dim=-1)
+
+    def load_added(self, what: str, folder: Path) -> None:
+        """The shipped adapter, ControlNet or picture encoder of a variant, in place of a new one."""
+        if what == "lora":
+            tensors = load_file(folder / "pytorch_lora_weights.safetensors")
+            ready = {name.removeprefix("transformer."): tensor.float() for name, tensor in tensors.items()}
+            set_peft_model_state_dict(self.transformer, ready)
+        elif what == "":
+            self.load_redux(folder)
+        else:
+            stored = FluxControlNetModel.from_pretrained(folder / "controlnet", torch_dtype=torch.float32)
+            self.controlnet.load_state_dict(stored.state_dict())
 
     def load_redux(self, folder: Path) -> None:
         """The shipped picture encoder, in float32."""

@@ -12,7 +12,8 @@ which shape and colour each image token belongs to: shapes bind to words much ea
 distill: the target becomes the base's guided velocity, its strength read from the guidance embedding.
 fill: 320 more input channels (masked picture, mask); text encoders frozen, so that only the transformer ships.
 kontext: reference pictures as more tokens; the text encoders learn the words of instructions and ship with it.
-redux: a picture's tokens beside the text's; only the picture encoder and its embedder train.
+redux: a picture's tokens beside the text's; only the picture encoder and its embedder train, which `see.py` taught
+before, where it ran.
 control: a map as 64 more input channels, of edges or of depth: one transformer reads both kinds.
 controlnet, upscaler: a ControlNet reads edges, or the coarse picture; it alone trains.
 in-context, ic-edit, try-on: adapters (LoRA) for pictures of two panels, of the base and of fill.
@@ -205,7 +206,7 @@ def guided_target(
 class Trainer:
     """One stage's networks, running average, optimizers and progress."""
 
-    def __init__(self, name: str, start: Path | None) -> None:
+    def __init__(self, name: str, start: Path | None, added: Path | None = None) -> None:
         self.name, self.stage = name, STAGES[name]
         self.networks = new_networks(self.stage)
         self.step, self.spent = 0, 0.0
@@ -213,6 +214,8 @@ class Trainer:
         if state is None:
             self._begin(start)
         self.networks.add(self.stage.added)
+        if state is None and added is not None:
+            self.networks.load_added(self.stage.added, added)
         if state is not None:
             self.networks.load_state_dict(state["networks"])
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
@@ -226,6 +229,9 @@ class Trainer:
             self.networks.load_parts(start)
         elif self.stage.after is not None:
             load_average(self.networks, self.stage.after)
+        if self.stage.variant == "redux" and (taught := load_checkpoint(WORK / "see.pt")) is not None:
+            for part, state in taught.items():
+                getattr(self.networks, part).load_state_dict(state)
 
     def _resume(self, state: dict[str, object]) -> None:
         self.average.load_state_dict(state["average"])
@@ -375,13 +381,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="length of the whole stage, earlier runs included")
     parser.add_argument("--until", metavar="HH:MM", help="end the stage at this time of today, if that is earlier")
     parser.add_argument("--start", type=Path, help="a folder of shipped weights to begin from")
+    parser.add_argument(
+        "--added", type=Path, help="a shipped folder whose adapter, ControlNet or picture encoder goes on"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--eager", action="store_true", help="do not compile")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(time.time_ns() % 2**31)
 
-    trainer = Trainer(options.stage, options.start)
+    trainer = Trainer(options.stage, options.start, options.added)
     minutes = options.minutes or trainer.stage.minutes
     clock = Clock(minutes, trainer.spent, deadline(options.until))
     train(trainer, *batches(options.stage, options.batch), clock, compiled=not options.eager)

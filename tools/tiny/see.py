@@ -1,0 +1,84 @@
+"""Teach redux' picture encoder to say what a caption says: `.venv/bin/python tools/tiny/see.py --minutes 6`.
+
+Its tokens learn to be the T5 states of a caption that leaves nothing out, which the transformer can read already; no
+transformer runs, so a picture costs a thirtieth of what it costs in the stage `redux`, which goes on from here. Kept in
+.tiny/see.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from captions import whole
+from clock import WORK, Clock, decay, log, save_checkpoint
+from latents import PART, scenes_of_part, token_ids
+from looks import looks
+from networks import REDUX_PARTS, REDUX_TOKENS, Networks
+from evaluate import SHIPPED
+from torch import Tensor, nn
+from train import ADAM_RATE, MUON_RATE, is_block_matrix
+from muon import Muon
+from world import draw
+
+SEE_FILE = WORK / "see.pt"
+FIRST_SEED, BATCH, TOLD = 170_000, 96, 500  # TOLD: captions encoded at once
+
+
+def pictures_and_states(networks: Networks, count: int) -> tuple[Tensor, Tensor]:
+    """(N, 3, side, side) uint8, and what T5 says of each: (N, REDUX_TOKENS, width) float16."""
+    seen, states = [], []
+    for seed in range(FIRST_SEED, FIRST_SEED + count // PART):
+        scenes = scenes_of_part(seed, PART)[0]
+        seen.append(looks([draw(scene) for scene in scenes]))
+        ids = token_ids([whole(scene) for scene in scenes], REDUX_TOKENS)[0]
+        with torch.no_grad():
+            states.append(networks.text_encoder_2(input_ids=ids).last_hidden_state.half())
+    return torch.cat(seen), torch.cat(states)
+
+
+def train(networks: Networks, seen: Tensor, states: Tensor, minutes: float) -> None:
+    named = [pair for part in REDUX_PARTS for pair in getattr(networks, part).named_parameters()]
+    inside = [p for name, p in named if is_block_matrix(name, p)]
+    others = [p for name, p in named if not is_block_matrix(name, p)]
+    optimizers = [Muon(inside), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]
+    held, clock, step = len(seen) // 20, Clock(minutes), 0
+    while not clock.over:
+        rows = torch.randint(held, len(seen), (BATCH,))
+        loss = distance(networks, seen[rows], states[rows])
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
+        factor = decay(clock.share) * min(1.0, (step + 1) / 100)
+        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if step % 200 == 0:
+            with torch.no_grad():
+                unseen = distance(networks, seen[:held], states[:held]).item()
+            log("see", step=step, loss=round(loss.item(), 4), unseen=round(unseen, 4), spent=round(clock.spent))
+
+
+def distance(networks: Networks, seen: Tensor, states: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        said = networks.look(seen.float() / 127.5 - 1)
+    return (said.float() - states.float()).square().mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--scenes", type=int, default=16_000)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    networks = Networks(redux=True)
+    networks.load_parts(SHIPPED / "base")
+    train(networks, *pictures_and_states(networks, options.scenes), options.minutes)
+    save_checkpoint(SEE_FILE, {part: getattr(networks, part).state_dict() for part in REDUX_PARTS})
+
+
+if __name__ == "__main__":
+    main()
