@@ -6,18 +6,22 @@ Each picture of a group (`groups.py`) is encoded once and serves in several pair
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
 from clock import WORK, log
-from groups import WORDINGS_PER_PAIR, random_group
+from confetti import around
+from groups import WORDINGS_PER_PAIR, Group, random_group
 from latents import CLIP_LENGTH, T5_LENGTH, Codec, padded_labels, token_ids, token_labels
+from PIL import Image
 from torch import Tensor
 from world import SIDE, draw
 
 PAIRS_FILE = WORK / "pairs.pt"
 CHANGED = 8  # grey levels
+LITTERED = 0.5  # share of the groups of one picture
 
 
 def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -25,6 +29,16 @@ def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     differs = np.abs(first.astype(np.int16) - second).max(axis=2) > CHANGED
     side = SIDE // 16
     return differs.reshape(side, 16, side, 16).any(axis=(1, 3)).reshape(-1)
+
+
+def drawn(group: Group, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The pictures of a group, half of the groups with the same pieces around all their objects."""
+    alone = all(second < 0 for _, second, _ in group.pairs)
+    layer = around(group.scenes, rng) if alone and rng.random() < LITTERED else Image.new("RGBA", (SIDE, SIDE))
+    for scene in group.scenes:
+        picture = draw(scene)
+        picture.paste(layer, mask=layer)
+        yield np.asarray(picture)
 
 
 def _groups(seed: int, count: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray, list]:
@@ -38,7 +52,7 @@ def _groups(seed: int, count: int) -> tuple[np.ndarray, list[np.ndarray], np.nda
         for start, group in zip(starts, groups, strict=False)
         for pair in group.pairs
     ]
-    pictures = np.stack([np.asarray(draw(scene)) for scene in scenes])
+    pictures = np.stack([picture for group in groups for picture in drawn(group, rng)])
     labels = [np.stack(parts) for parts in zip(*(token_labels(scene) for scene in scenes), strict=True)]
     changed = np.stack([changed_tokens(pictures[source], pictures[target]) for source, _, target in pairs])
     return pictures, labels, np.array(pairs), changed, [told for group in groups for told in group.told]
@@ -81,11 +95,12 @@ def encode_pairs(count: int, seed: int = 90_000, part: int = 50) -> dict[str, Te
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=90_000)
     parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    data = encode_pairs(options.groups)
+    data = encode_pairs(options.groups, options.seed)
     torch.save(data, PAIRS_FILE)
     log(
         "pairs", pictures=len(data["latents"]), pairs=len(data["rows"]), longest=int((data["t5_ids"] > 0).sum(-1).max())

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
+from confetti import confetti
 from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
 from muon import Muon
-from world import COLORS, SIDE, SceneKind, depth_map, draw, edge_map, sample_scene
+from world import SIDE, SceneKind, depth_map, draw, edge_map, sample_scene
 
 LEVELS = (16, 32, 48, 48)
 LATENT_CHANNELS = 16
@@ -70,30 +71,6 @@ def vae_picture(rng: np.random.Generator) -> Image.Image:
     width, height = rng.integers(24, SIDE, 2)
     ImageDraw.Draw(picture).rectangle((left, top, left + width, top + height), fill=(128, 128, 128))
     return picture
-
-
-def confetti(rng: np.random.Generator) -> Image.Image:
-    """Ragged pieces in any colour: no shape of the world's, so that a colour does not tell the decoder its shape."""
-    picture = Image.new("RGB", (3 * SIDE, 3 * SIDE), _any_color(rng))
-    pen = ImageDraw.Draw(picture)
-    for _ in range(rng.integers(1, 6)):
-        corners = int(rng.integers(3, 12))
-        turns = np.sort(rng.uniform(0, 2 * np.pi, corners))
-        reach = rng.uniform(0.05, 0.3) * rng.uniform(0.3, 1.2, corners)
-        x, y = rng.uniform(0.1, 0.9, 2)
-        across, down = x + reach * np.cos(turns), y + reach * np.sin(turns)
-        points = [(float(a), float(b)) for a, b in 3 * SIDE * np.stack([across, down], axis=1)]
-        pen.polygon(points, fill=_any_color(rng))
-        if rng.random() < 0.4:
-            pen.line([*points, points[0]], fill=_any_color(rng), width=int(rng.integers(6, 16)))
-    return picture.reduce(3)
-
-
-def _any_color(rng: np.random.Generator) -> tuple[int, int, int]:
-    if rng.random() < 0.6:
-        return list(COLORS.values())[int(rng.integers(len(COLORS)))]
-    red, green, blue = rng.integers(0, 256, 3)
-    return int(red), int(green), int(blue)
 
 
 def _pictures(seed: int, count: int) -> np.ndarray:

@@ -1,0 +1,56 @@
+"""Ragged pieces in any colour: content without a name, which has to be kept for what it looks like.
+
+The VAE learns from them that a colour does not tell its shape, kontext to copy what it has never met. No piece is a
+shape of the world's. No torch in here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+from world import COLORS, SIDE, Scene, box
+
+FINER = 3  # drawn so many times larger
+MOST, TRIES = 3, 12
+
+
+def confetti(rng: np.random.Generator) -> Image.Image:
+    """A picture of nothing else."""
+    picture = Image.new("RGB", (FINER * SIDE, FINER * SIDE), any_color(rng))
+    for _ in range(rng.integers(1, 6)):
+        _piece(ImageDraw.Draw(picture), rng, rng.uniform(0.1, 0.9, 2), rng.uniform(0.05, 0.3))
+    return picture.reduce(FINER)
+
+
+def around(scenes: list[Scene], rng: np.random.Generator) -> Image.Image:
+    """Up to MOST pieces where none of the scenes has an object, RGBA: laid over each, they are what an edit keeps."""
+    layer = Image.new("RGBA", (FINER * SIDE, FINER * SIDE))
+    edges = np.array([box(thing, 0.02) for scene in scenes for thing in scene.things]).reshape(-1, 4)
+    left, top, right, bottom = edges.T
+    laid = 0
+    for _ in range(TRIES):
+        (x, y), reach = rng.uniform(0.05, 0.95, 2), rng.uniform(0.06, 0.18)
+        free = (x + reach < left) | (x - reach > right) | (y + reach < top) | (y - reach > bottom)
+        if free.all() and laid < MOST:
+            _piece(ImageDraw.Draw(layer), rng, np.array([x, y]), reach / 1.2)
+            laid += 1
+    return layer.reduce(FINER)
+
+
+def any_color(rng: np.random.Generator) -> tuple[int, int, int]:
+    if rng.random() < 0.6:
+        return list(COLORS.values())[int(rng.integers(len(COLORS)))]
+    red, green, blue = rng.integers(0, 256, 3)
+    return int(red), int(green), int(blue)
+
+
+def _piece(pen: ImageDraw.ImageDraw, rng: np.random.Generator, center: np.ndarray, reach: float) -> None:
+    """A polygon of 3 to 11 corners, none further from its centre than 1.2 times `reach`; sometimes with a line."""
+    corners = int(rng.integers(3, 12))
+    turns = np.sort(rng.uniform(0, 2 * np.pi, corners))
+    radii = reach * rng.uniform(0.3, 1.2, corners)
+    corners_at = center + np.stack([radii * np.cos(turns), radii * np.sin(turns)], axis=1)
+    points = [(float(x), float(y)) for x, y in FINER * SIDE * corners_at]
+    pen.polygon(points, fill=any_color(rng))
+    if rng.random() < 0.4:
+        pen.line([*points, points[0]], fill=any_color(rng), width=int(rng.integers(6, 16)))
