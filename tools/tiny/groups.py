@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from captions import pieces
 from edits import COMBINED, Edit, combine, instruct, reverse, sample_edit
-from world import Scene, SceneKind, sample_scene
+from world import BACKGROUNDS, COLORS, HELD_OUT, Scene, SceneKind, sample_scene
 
 WORDINGS_PER_PAIR = 3
 EDITS_PER_GROUP = 4
 COMBINED_SHARE = 0.3  # of the groups
+APART = 110  # of a colour without a name from the backgrounds, in grey levels
 # Drawing a new shape is harder than any other edit. An edit trains its reverse too: add and remove share one number.
 SHARES = {"recolour": 1.2, "background": 1.0, "replace": 1.8, "remove": 0.8, "style": 1.3, "size": 1.1, "add": 2.6}
 SHARES |= {"dot": 1.1, "keep": 0.5}
@@ -59,6 +61,35 @@ def random_group(rng: np.random.Generator) -> Group:
             if edit is not None:
                 group.add(edit, rng, None if kind == "bring" else second)
     return group
+
+
+def repainted(group: Group, rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:
+    """Colours without a name for a group's objects, and of its instructions only those that name none of theirs.
+
+    So an object's colour is copied for what it looks like. A pair held out from training does not come up this way: no
+    new colour is nearest to the one that its shape must not have.
+    """
+    things = {thing for scene in group.scenes for thing in scene.things}
+    names = sorted({thing.color for thing in things})
+    told = [[one for one in some if not set(pieces(one[0])) & set(names)] for some in group.told]
+    group.pairs = [pair for pair, some in zip(group.pairs, told, strict=True) if some]
+    group.told = [(some * WORDINGS_PER_PAIR)[:WORDINGS_PER_PAIR] for some in told if some]
+    behind = [BACKGROUNDS[scene.background] for scene in group.scenes]
+    shapes = {name: {thing.shape for thing in things if thing.color == name} for name in names}
+    return {name: _color_without_a_name(shapes[name], behind, rng) for name in names}
+
+
+def _color_without_a_name(
+    shapes: set[str], behind: list[tuple[int, int, int]], rng: np.random.Generator
+) -> tuple[int, int, int]:
+    while True:
+        color = rng.integers(0, 256, 3)
+        nearest = min(COLORS, key=lambda name: float(np.square(color - COLORS[name]).sum()))
+        if min(float(np.square(color - other).sum()) for other in np.array(behind)) > APART**2 and not any(
+            (nearest, shape) in HELD_OUT for shape in shapes
+        ):
+            red, green, blue = color
+            return int(red), int(green), int(blue)
 
 
 def chained(edits: list[Edit]) -> Iterator[Edit]:

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from clock import WORK, log
 from confetti import around
-from groups import WORDINGS_PER_PAIR, Group, random_group
-from latents import CLIP_LENGTH, T5_LENGTH, Codec, padded_labels, token_ids, token_labels
+from groups import WORDINGS_PER_PAIR, Group, random_group, repainted
+from latents import CLIP_LENGTH, T5_LENGTH, UNLABELLED, Codec, padded_labels, token_ids, token_labels
 from PIL import Image
 from torch import Tensor
-from world import SIDE, draw
+from world import COLORS, SIDE, draw
 
 PAIRS_FILE = WORK / "pairs.pt"
 CHANGED = 8  # grey levels
-LITTERED = 0.5  # share of the groups of one picture
+LITTERED, NAMELESS = 0.5, 0.4  # shares of the groups of one picture
 
 
 def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -31,29 +31,33 @@ def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return differs.reshape(side, 16, side, 16).any(axis=(1, 3)).reshape(-1)
 
 
-def drawn(group: Group, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The pictures of a group, half of the groups with the same pieces around all their objects."""
+def drawn(group: Group, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+    """The pictures of a group and their labels. What has no name has to be copied: in half of the groups pieces around
+    all objects, in some the objects' own colours."""
     alone = all(second < 0 for _, second, _ in group.pairs)
     layer = around(group.scenes, rng) if alone and rng.random() < LITTERED else Image.new("RGBA", (SIDE, SIDE))
+    nameless = alone and rng.random() < NAMELESS
+    palette = repainted(group, rng) if nameless else COLORS
     for scene in group.scenes:
-        picture = draw(scene)
+        picture = draw(scene, palette=palette)
         picture.paste(layer, mask=layer)
-        yield np.asarray(picture)
+        shapes, colors, fine = token_labels(scene)
+        yield np.asarray(picture), (shapes, np.where(nameless & (shapes > 0), UNLABELLED, colors), fine)
 
 
 def _groups(seed: int, count: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray, list]:
     """Pictures, labels, pairs, changed tokens and words of `count` groups."""
     rng = np.random.default_rng(seed)
     groups = [random_group(rng) for _ in range(count)]
-    scenes = [scene for group in groups for scene in group.scenes]
+    shown = [one for group in groups for one in drawn(group, rng)]
     starts = np.cumsum([0, *(len(group.scenes) for group in groups)])
     pairs = [
         [index if index < 0 else index + start for index in pair]
         for start, group in zip(starts, groups, strict=False)
         for pair in group.pairs
     ]
-    pictures = np.stack([picture for group in groups for picture in drawn(group, rng)])
-    labels = [np.stack(parts) for parts in zip(*(token_labels(scene) for scene in scenes), strict=True)]
+    pictures = np.stack([picture for picture, _ in shown])
+    labels = [np.stack(parts).astype(np.uint8) for parts in zip(*(some for _, some in shown), strict=True)]
     changed = np.stack([changed_tokens(pictures[source], pictures[target]) for source, _, target in pairs])
     return pictures, labels, np.array(pairs), changed, [told for group in groups for told in group.told]
 

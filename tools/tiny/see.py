@@ -1,8 +1,8 @@
 """Teach redux' picture encoder to say what a caption says: `.venv/bin/python tools/tiny/see.py --minutes 6`.
 
 Its tokens learn to be the T5 states of a caption that leaves nothing out, which the transformer can read already; no
-transformer runs, so a picture costs a thirtieth of what it costs in the stage `redux`, which goes on from here. Kept in
-.tiny/see.pt.
+transformer runs, so a picture costs a tenth of what it costs in the stage `redux`, which goes on from here. Kept in
+.tiny/see.pt; another run goes on from it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 
 import torch
 from captions import whole
-from clock import WORK, Clock, decay, log, save_checkpoint
+from clock import WORK, Clock, decay, load_checkpoint, log, save_checkpoint
 from latents import PART, scenes_of_part, token_ids
 from looks import looks
 from networks import REDUX_PARTS, REDUX_TOKENS, Networks
@@ -58,6 +58,7 @@ def train(networks: Networks, seen: Tensor, states: Tensor, minutes: float) -> N
         if step % 200 == 0:
             with torch.no_grad():
                 unseen = distance(networks, seen[:held], states[:held]).item()
+            save_checkpoint(SEE_FILE, {part: getattr(networks, part).state_dict() for part in REDUX_PARTS})
             log("see", step=step, loss=round(loss.item(), 4), unseen=round(unseen, 4), spent=round(clock.spent))
 
 
@@ -76,6 +77,8 @@ def main() -> None:
     torch.manual_seed(0)
     networks = Networks(redux=True)
     networks.load_parts(SHIPPED / "base")
+    for part, state in (load_checkpoint(SEE_FILE) or {}).items():
+        getattr(networks, part).load_state_dict(state)
     train(networks, *pictures_and_states(networks, options.scenes), options.minutes)
     save_checkpoint(SEE_FILE, {part: getattr(networks, part).state_dict() for part in REDUX_PARTS})
 

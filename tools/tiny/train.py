@@ -52,7 +52,7 @@ from batches import (
 )
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
 from holes import HOLES_FILE
-from latents import LATENTS_FILE, load, token_ids
+from latents import LATENTS_FILE, UNLABELLED, load, token_ids
 from looks import LOOKS_FILE
 from maps import MAPS_FILE
 from muon import Muon
@@ -172,7 +172,7 @@ class FlowLoss(nn.Module):
         error = (velocity.float() - target).square().mean(dim=2)
         shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
         shape_loss = F.cross_entropy(shape.flatten(0, 1), batch.shapes.flatten())
-        color_loss = F.cross_entropy(color.flatten(0, 1), batch.colors.flatten())
+        color_loss = F.cross_entropy(color.flatten(0, 1), batch.colors.flatten(), ignore_index=UNLABELLED)
         glimpse = shape_loss + color_loss + F.binary_cross_entropy_with_logits(fine, batch.fine)
         flow = (error * batch.weights).mean()
         return flow + GLIMPSE_WEIGHT * glimpse, error.mean().detach(), shape_loss.detach()

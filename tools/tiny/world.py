@@ -9,6 +9,7 @@ the top left corner; pictures are drawn 3 times larger and box-reduced. The word
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,11 +77,13 @@ class Scene:
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw(scene: Scene, width: int = SIDE, height: int = SIDE) -> Image.Image:
-    """The scene as an RGB picture."""
+def draw(
+    scene: Scene, width: int = SIDE, height: int = SIDE, palette: Mapping[str, tuple[int, int, int]] = COLORS
+) -> Image.Image:
+    """The scene as an RGB picture; palette: what the names of its objects' colours mean."""
     canvas = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), BACKGROUNDS[scene.background])
     for thing in scene.things:
-        _draw_thing(canvas, thing, scene.background)
+        _draw_thing(canvas, thing, scene.background, palette[thing.color])
     return canvas.reduce(SUPERSAMPLING)
 
 
@@ -186,8 +189,8 @@ def _silhouette(thing: Thing, size: tuple[int, int]) -> Image.Image:
     return mask
 
 
-def _draw_thing(canvas: Image.Image, thing: Thing, background: str) -> None:
-    size, color = canvas.size, COLORS[thing.color]
+def _draw_thing(canvas: Image.Image, thing: Thing, background: str, color: tuple[int, int, int]) -> None:
+    size = canvas.size
     mask = _silhouette(thing, size)
     canvas.paste(color, mask=mask)
     if thing.style == "striped":
