@@ -44,16 +44,6 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
             return Caption(text, placed)
 
 
-def whole(scene: Scene) -> str:
-    """The caption that leaves nothing out that has a word, always in the same order."""
-    told = []
-    for thing in scene.things:
-        style = "" if thing.style == "flat" else f"{thing.style} "
-        dot = " with a dot" if thing.dot else ""
-        told.append(f"a {thing.size} {style}{thing.color} {thing.shape}{dot} {PLACES[thing.place][0]}")
-    return f"{' and '.join(told)}, on a {scene.background} background"
-
-
 def phrase(thing: Thing, rng: np.random.Generator, size_named: float = 0.85) -> str:
     """One object: a [large|small] [style] <colour> <shape> [with a dot]."""
     words = []

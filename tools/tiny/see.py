@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 
 import torch
-from captions import whole
 from clock import WORK, Clock, decay, load_checkpoint, log, save_checkpoint
 from latents import PART, scenes_of_part, token_ids
 from looks import looks
 from networks import REDUX_PARTS, REDUX_TOKENS, Networks
-from evaluate import SHIPPED
+from evaluate import SHIPPED, plain_prompt
 from torch import Tensor, nn
 from train import ADAM_RATE, MUON_RATE, is_block_matrix
 from muon import Muon
@@ -31,7 +30,7 @@ def pictures_and_states(networks: Networks, count: int) -> tuple[Tensor, Tensor]
     for seed in range(FIRST_SEED, FIRST_SEED + count // PART):
         scenes = scenes_of_part(seed, PART)[0]
         seen.append(looks([draw(scene) for scene in scenes]))
-        ids = token_ids([whole(scene) for scene in scenes], REDUX_TOKENS)[0]
+        ids = token_ids([plain_prompt(scene) for scene in scenes], REDUX_TOKENS)[0]
         with torch.no_grad():
             states.append(networks.text_encoder_2(input_ids=ids).last_hidden_state.half())
     return torch.cat(seen), torch.cat(states)
