@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from captions import pieces
+from confetti import around
 from edits import COMBINED, SIMPLE_KINDS, combine, instruct, reverse, sample_edit, the_object
 from evaluate_kontext import KINDS, answer, tasks
-from groups import random_group
-from world import COLORS, SHAPES, SceneKind, draw, sample_scene
+from groups import random_group, repainted
+from world import COLORS, HELD_OUT, SHAPES, SceneKind, coverage, draw, sample_scene
 
 
 def edits_of(kind, count=60, seed=1):
@@ -78,3 +79,31 @@ def test_the_evaluation_accepts_the_wanted_picture_and_no_other(kind, held_out_o
         assert answer(wanted, task.edit) == {"done": True, "kept": True, "both": True}
         assert answer(source, task.edit)["done"] == (kind == "keep")
         assert not answer(np.asarray(draw(other.edit.target)), task.edit)["both"]
+
+
+def test_a_repainted_group_names_no_colour_of_its_objects_and_has_no_pair_held_out():
+    rng = np.random.default_rng(7)
+    told = 0
+    for _ in range(40):
+        group = random_group(rng)
+        palette = repainted(group, rng)
+        things = {thing for scene in group.scenes for thing in scene.things}
+        assert set(palette) == {thing.color for thing in things}
+        for thing in things:
+            nearest = min(COLORS, key=lambda name: np.square(np.subtract(palette[thing.color], COLORS[name])).sum())
+            assert (nearest, thing.shape) not in HELD_OUT
+        assert len(group.told) == len(group.pairs)
+        told += len(group.told)
+        assert not any(set(words.split()) & set(palette) for some in group.told for words, _ in some)
+    assert told > 40
+
+
+def test_pieces_lie_around_the_objects_of_all_scenes_of_a_group():
+    rng, laid = np.random.default_rng(8), 0
+    for _ in range(20):
+        scenes = random_group(rng).scenes
+        layer = np.asarray(around(scenes, rng))[..., 3] > 0
+        laid += layer.any()
+        for scene in scenes:
+            assert not any((layer & (np.asarray(coverage(thing)) > 0)).any() for thing in scene.things)
+    assert laid > 10

@@ -9,6 +9,8 @@ from evaluate_fill import evaluate_fill
 from evaluate_fill import product_painter as product_filler
 from evaluate_kontext import evaluate_kontext
 from evaluate_kontext import product_painter as product_editor
+from evaluate_redux import product_painter as product_again
+from world import draw
 
 GUIDANCE = 3.5
 COUNT = 24
@@ -28,6 +30,14 @@ def test_the_picture_shows_what_the_prompt_says(chosen):
 def test_the_hole_gets_the_named_object():
     shares = evaluate_fill(product_filler(GUIDANCE), COUNT)
     assert shares["both"] >= 80, shares
+
+
+@pytest.mark.parametrize(
+    "chosen", [chosen for chosen in SETS if chosen.name in ("seen", "two")], ids=lambda each: each.name
+)
+def test_redux_repeats_colour_and_background_without_a_word(chosen):
+    shares = evaluate(product_again(GUIDANCE), chosen, COUNT, ask=draw)
+    assert shares["color"] >= 90 and shares["background"] >= 90 and shares["place"] >= 90, shares
 
 
 @pytest.mark.skipif(not (SHIPPED / "kontext").is_dir(), reason="the kontext model has not been trained yet")
