@@ -182,13 +182,13 @@ PARTS = {"fluxspace": fluxspace, "inversion": inversion, "concepts": concepts}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=(*PARTS, []), default=list(PARTS))
+    parser.add_argument("parts", nargs="*", choices=(*PARTS, []))
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--pairs", default="seen", choices=("seen", "held-out"))
     parser.add_argument("--show", type=Path)
     options = parser.parse_args()
     paint = Painter()
-    for part in options.parts:
+    for part in options.parts or PARTS:
         results, rows = PARTS[part](paint, options.count, options.pairs)
         for name, one in results.items():
             log("evaluate", source=f"inside, {part}", count=options.count, pairs=options.pairs, set=name, **one)
