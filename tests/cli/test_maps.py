@@ -146,7 +146,7 @@ def test_save_depth_refuses_a_pickle_and_what_is_no_picture(refused, files, tmp_
             "leave it out, or give `--image-path` to have one made",
         ),
         (
-            "mflux-generate-depth",
+            DEPTH,
             ("--depth-image-path", "b.png", "--depth-model", "x"),
             "`--depth-model`: the map is yours already",
             "leave it out, or give `--image-path` to have one made",

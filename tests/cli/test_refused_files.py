@@ -211,47 +211,32 @@ def test_a_missing_picture_is_refused_before_a_model_is_downloaded(refused, file
     assert error.endswith("there is no file `no.png`") and hint == "check the path"
 
 
-CHANNELS = [  # command, its pictures, who says how many channels are needed, and other counts
-    ("mflux-generate", "", "a plain picture needs 64", (128, 384)),
-    ("mflux-generate-fill", "--image-path {picture} --mask-path {mask}", "Fill needs 384", (64, 128)),
-    ("mflux-generate-canny", "--image-path {picture}", "Control needs 128", (64, 384)),
-    ("mflux-generate-depth", "--image-path {picture}", "Control needs 128", (64, 384)),
-    ("mflux-generate-kontext", "--image-path {picture}", "a plain picture needs 64", (128, 384)),
-    ("mflux-generate-masked-edit", "--image-path {picture} --mask-path {mask}", "a plain picture needs 64", (128, 384)),
-    ("mflux-generate-redux", "--redux-image-paths {picture}", "a plain picture needs 64", (128, 384)),
-    ("mflux-generate-in-context", "--image-path {picture}", "a plain picture needs 64", (128, 384)),
-    (
-        "mflux-generate-in-context-catvton",
-        "--person-image {picture} --person-mask {mask} --garment-image {picture}",
-        "TryOn needs 384",
-        (64, 128),
-    ),
-    ("mflux-generate-in-context-edit", "--reference-image {picture}", "InContextEdit needs 384", (64, 128)),
-    (
-        "mflux-generate-controlnet",
-        "--control-map {picture} --controlnet-model {net}",
-        "a plain picture needs 64",
-        (128, 384),
-    ),
-    (
-        "mflux-upscale",
-        "--controlnet-image-path {picture} --controlnet-model {net}",
-        "a plain picture needs 64",
-        (128, 384),
-    ),
-]
+CHANNELS = {  # who says how many channels are needed, and other counts
+    "mflux-generate": ("a plain picture needs 64", (128, 384)),
+    "mflux-generate-fill": ("Fill needs 384", (64, 128)),
+    "mflux-generate-canny": ("Control needs 128", (64, 384)),
+    "mflux-generate-depth": ("Control needs 128", (64, 384)),
+    "mflux-generate-kontext": ("a plain picture needs 64", (128, 384)),
+    "mflux-generate-masked-edit": ("a plain picture needs 64", (128, 384)),
+    "mflux-generate-redux": ("a plain picture needs 64", (128, 384)),
+    "mflux-generate-in-context": ("a plain picture needs 64", (128, 384)),
+    "mflux-generate-in-context-catvton": ("TryOn needs 384", (64, 128)),
+    "mflux-generate-in-context-edit": ("InContextEdit needs 384", (64, 128)),
+    "mflux-generate-controlnet": ("a plain picture needs 64", (128, 384)),
+    "mflux-upscale": ("a plain picture needs 64", (128, 384)),
+}
 
 
 @pytest.mark.parametrize(
-    ("command", "flags", "needs", "has"),
+    ("command", "needs", "has"),
     [
-        pytest.param(command, flags, needs, has, id=f"{command} {has}")
-        for command, flags, needs, counts in CHANNELS
+        pytest.param(command, needs, has, id=f"{command} {has}")
+        for command, (needs, counts) in CHANNELS.items()
         for has in counts
     ],
 )
 def test_weights_for_another_task_are_refused_with_both_channel_counts(
-    refused, blind, files, oracle_model, tmp_path, command, flags, needs, has
+    refused, blind, files, oracle_model, tmp_path, command, needs, has
 ):
     """Folders of one's own: only their sizes tell what they are for."""
     words = blind("dev")
@@ -259,8 +244,10 @@ def test_weights_for_another_task_are_refused_with_both_channel_counts(
     hostile.edit_json(model / "transformer" / "config.json", in_channels=has, out_channels=64)
     for part in ("image_encoder", "image_embedder"):  # Redux' own
         hostile.copy_model(oracle_model("redux") / part, model / part)
-    places = {"picture": files[0], "mask": files[1], "net": oracle_model("controlnet")}
-    error, hint = refused(*words, *(word.format(**places) for word in flags.split()), command=command)
+    if command in ("mflux-generate-controlnet", "mflux-upscale"):
+        words = (*words, "--controlnet-model", oracle_model("controlnet"))
+    pictures = [] if command == "mflux-generate" else with_pictures(command, *files)
+    error, hint = refused(*words, *pictures, command=command)
     assert error == f"`--model`: `{model}` takes {has} channels per token, but {needs}"
     assert "`--model " in hint
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageDraw
-from world import COLORS, SIDE, Scene, box
+from world import COLORS, SIDE, SUPERSAMPLING, Scene, box
 
-FINER = 3  # drawn so many times larger
 MOST, TRIES = 3, 12
 
 
 def confetti(rng: np.random.Generator) -> Image.Image:
     """A picture of nothing else."""
-    picture = Image.new("RGB", (FINER * SIDE, FINER * SIDE), any_color(rng))
+    picture = Image.new("RGB", (SUPERSAMPLING * SIDE, SUPERSAMPLING * SIDE), any_color(rng))
     for _ in range(rng.integers(1, 6)):
         _piece(ImageDraw.Draw(picture), rng, rng.uniform(0.1, 0.9, 2), rng.uniform(0.05, 0.3))
-    return picture.reduce(FINER)
+    return picture.reduce(SUPERSAMPLING)
 
 
 def around(scenes: list[Scene], rng: np.random.Generator) -> Image.Image:
     """Up to MOST pieces where none of the scenes has an object, RGBA: laid over each, they are what an edit keeps."""
-    layer = Image.new("RGBA", (FINER * SIDE, FINER * SIDE))
+    layer = Image.new("RGBA", (SUPERSAMPLING * SIDE, SUPERSAMPLING * SIDE))
     edges = np.array([box(thing, 0.02) for scene in scenes for thing in scene.things]).reshape(-1, 4)
     left, top, right, bottom = edges.T
     laid = 0
@@ -34,7 +33,7 @@ def around(scenes: list[Scene], rng: np.random.Generator) -> Image.Image:
         if free.all() and laid < MOST:
             _piece(ImageDraw.Draw(layer), rng, np.array([x, y]), reach / 1.2)
             laid += 1
-    return layer.reduce(FINER)
+    return layer.reduce(SUPERSAMPLING)
 
 
 def any_color(rng: np.random.Generator) -> tuple[int, int, int]:
@@ -50,7 +49,7 @@ def _piece(pen: ImageDraw.ImageDraw, rng: np.random.Generator, center: np.ndarra
     turns = np.sort(rng.uniform(0, 2 * np.pi, corners))
     radii = reach * rng.uniform(0.3, 1.2, corners)
     corners_at = center + np.stack([radii * np.cos(turns), radii * np.sin(turns)], axis=1)
-    points = [(float(x), float(y)) for x, y in FINER * SIDE * corners_at]
+    points = [(float(x), float(y)) for x, y in SUPERSAMPLING * SIDE * corners_at]
     pen.polygon(points, fill=any_color(rng))
     if rng.random() < 0.4:
         pen.line([*points, points[0]], fill=any_color(rng), width=int(rng.integers(6, 16)))

@@ -139,8 +139,11 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.5)
     parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
     options = parser.parse_args()
-    if options.stage in ("schnell", "vae"):
-        write_schnell(options.guidance) if options.stage == "schnell" else write_vae(SHIPPED / "base")
+    if options.stage == "schnell":
+        write_schnell(options.guidance)
+        return
+    if options.stage == "vae":
+        write_vae(SHIPPED / "base")
         return
     networks = trained(options.stage)
     variant = STAGES[options.stage].variant

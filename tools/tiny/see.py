@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 
 import torch
-from clock import WORK, Clock, decay, load_checkpoint, log, save_checkpoint
+from clock import Clock, decay, log, save_checkpoint
+from evaluate import SHIPPED, plain_prompt
 from latents import PART, scenes_of_part, token_ids
 from looks import looks
-from networks import REDUX_PARTS, REDUX_TOKENS, Networks
-from evaluate import SHIPPED, plain_prompt
+from networks import PARTS, REDUX_PARTS, REDUX_TOKENS, Networks
 from torch import Tensor, nn
-from train import ADAM_RATE, MUON_RATE, is_block_matrix
-from muon import Muon
+from train import SEE_FILE, load_taught, optimizers_of, set_rates
 from world import draw
 
-SEE_FILE = WORK / "see.pt"
-FIRST_SEED, BATCH, TOLD = 170_000, 96, 500  # TOLD: captions encoded at once
+FIRST_SEED, BATCH = 170_000, 96
 
 
 def pictures_and_states(networks: Networks, count: int) -> tuple[Tensor, Tensor]:
@@ -37,28 +35,30 @@ def pictures_and_states(networks: Networks, count: int) -> tuple[Tensor, Tensor]
 
 
 def train(networks: Networks, seen: Tensor, states: Tensor, minutes: float) -> None:
-    named = [pair for part in REDUX_PARTS for pair in getattr(networks, part).named_parameters()]
-    inside = [p for name, p in named if is_block_matrix(name, p)]
-    others = [p for name, p in named if not is_block_matrix(name, p)]
-    optimizers = [Muon(inside), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]
+    for part in PARTS:
+        getattr(networks, part).requires_grad_(False)
+    optimizers = optimizers_of(networks)
     held, clock, step = len(seen) // 20, Clock(minutes), 0
     while not clock.over:
         rows = torch.randint(held, len(seen), (BATCH,))
         loss = distance(networks, seen[rows], states[rows])
         loss.backward()
-        nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
-        factor = decay(clock.share) * min(1.0, (step + 1) / 100)
-        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+        nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+        set_rates(optimizers, decay(clock.share) * min(1.0, (step + 1) / 100))
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
         if step % 200 == 0:
             with torch.no_grad():
                 unseen = distance(networks, seen[:held], states[:held]).item()
-            save_checkpoint(SEE_FILE, {part: getattr(networks, part).state_dict() for part in REDUX_PARTS})
+            save(networks)
             log("see", step=step, loss=round(loss.item(), 4), unseen=round(unseen, 4), spent=round(clock.spent))
+    save(networks)
+
+
+def save(networks: Networks) -> None:
+    save_checkpoint(SEE_FILE, {part: getattr(networks, part).state_dict() for part in REDUX_PARTS})
 
 
 def distance(networks: Networks, seen: Tensor, states: Tensor) -> Tensor:
@@ -76,10 +76,8 @@ def main() -> None:
     torch.manual_seed(0)
     networks = Networks(redux=True)
     networks.load_parts(SHIPPED / "base")
-    for part, state in (load_checkpoint(SEE_FILE) or {}).items():
-        getattr(networks, part).load_state_dict(state)
+    load_taught(networks)
     train(networks, *pictures_and_states(networks, options.scenes), options.minutes)
-    save_checkpoint(SEE_FILE, {part: getattr(networks, part).state_dict() for part in REDUX_PARTS})
 
 
 if __name__ == "__main__":

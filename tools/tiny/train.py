@@ -63,6 +63,7 @@ from panels import PANEL_LENGTHS
 from torch import Tensor, nn
 from world import SIDE
 
+SEE_FILE = WORK / "see.pt"  # of `see.py`
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
 GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT = 0.1, 0.3, 3.0
 DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
@@ -229,9 +230,8 @@ class Trainer:
             self.networks.load_parts(start)
         elif self.stage.after is not None:
             load_average(self.networks, self.stage.after)
-        if self.stage.variant == "redux" and (taught := load_checkpoint(WORK / "see.pt")) is not None:
-            for part, state in taught.items():
-                getattr(self.networks, part).load_state_dict(state)
+        if self.stage.variant == "redux":
+            load_taught(self.networks)
 
     def _resume(self, state: dict[str, object]) -> None:
         self.average.load_state_dict(state["average"])
@@ -248,22 +248,13 @@ class Trainer:
         return teacher.requires_grad_(False)
 
     def _optimizers(self) -> tuple[Muon, torch.optim.AdamW]:
-        """Muon for the matrices inside blocks, AdamW for embeddings, norms, biases and heads."""
         for part in self.stage.frozen:
             getattr(self.networks, part).requires_grad_(False)
-        named = [(name, p) for name, p in self.networks.named_parameters() if p.requires_grad]
-        inside = [p for name, p in named if is_block_matrix(name, p)]
-        others = [p for name, p in named if not is_block_matrix(name, p) and DISTANCES not in name]
-        groups = [{"params": others, "factor": 1.0}]
-        groups += [{"params": [p], "factor": DISTANCE_FACTOR} for name, p in named if DISTANCES in name]
-        adam = torch.optim.AdamW(groups, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-        return Muon(inside, lr=MUON_RATE), adam
+        return optimizers_of(self.networks)
 
     def set_rates(self, share: float) -> None:
         factor = self.stage.rate * decay(share, self.stage.flat) * min(1.0, (self.step + 1) / self.stage.warm_up)
-        for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor * group.get("factor", 1.0)
+        set_rates(self.optimizers, factor)
 
     def update(self) -> None:
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
@@ -284,6 +275,29 @@ class Trainer:
             "spent": spent,
         }
         save_checkpoint(WORK / f"{self.name}.pt", state)
+
+
+def optimizers_of(networks: Networks) -> tuple[Muon, torch.optim.AdamW]:
+    """For what trains: Muon for the matrices inside blocks, AdamW for embeddings, norms, biases and heads."""
+    named = [(name, p) for name, p in networks.named_parameters() if p.requires_grad]
+    inside = [p for name, p in named if is_block_matrix(name, p)]
+    others = [p for name, p in named if not is_block_matrix(name, p) and DISTANCES not in name]
+    groups = [{"params": others, "factor": 1.0}]
+    groups += [{"params": [p], "factor": DISTANCE_FACTOR} for name, p in named if DISTANCES in name]
+    adam = torch.optim.AdamW(groups, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    return Muon(inside, lr=MUON_RATE), adam
+
+
+def set_rates(optimizers: tuple[Muon, torch.optim.AdamW], factor: float) -> None:
+    for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor * group.get("factor", 1.0)
+
+
+def load_taught(networks: Networks) -> None:
+    """The picture encoder and its embedder as `see.py` left them, where it ran."""
+    for part, state in (load_checkpoint(SEE_FILE) or {}).items():
+        getattr(networks, part).load_state_dict(state)
 
 
 def new_networks(stage: Stage) -> Networks:

@@ -263,7 +263,7 @@ def main() -> None:
     torch.manual_seed(0)
     processes = options.threads or 2
     vae = train(options.minutes, draw_pictures(options.pictures, 0, processes), options.refine)
-    measured = draw_pictures(256, 1000, processes)
+    measured = draw_pictures(512, 1000, processes)
     if options.refine is None:
         finish(vae, measured)
     report(vae, measured)

@@ -95,8 +95,7 @@ def open_canvas(
     the mask is widened by first.
 
     With a size, both are brought to it (Lanczos) as `how` says: `stretch`, `crop` or `pad`, and that picture is the one
-    to keep.  With `crop`, only the
-    surroundings of the mask, so many px wide, are brought to the size, proportions kept.
+    to keep.  With `crop`, only the mask's surroundings, so many px wide, are brought to the size, proportions kept.
     """
     grey = open_mask(mask, picture, "mask")
     if grow:
