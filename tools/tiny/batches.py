@@ -15,7 +15,7 @@ GUIDANCE_LOW, GUIDANCE_HIGH = 1.0, 60.0
 PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
 DROPPED, HIDDEN = 0.1, 0.35
 UNKNOWN = SPECIAL_T5.index("<unk>")
-TWO_REFERENCES = 0.1  # share of kontext's batches
+TWO_REFERENCES = 0.18  # share of kontext's batches
 SILENT = 0.8  # share of redux' pictures without a caption
 STRENGTH_LOW = 0.4  # of ControlNets, whose commands' default it is
 TIME_MEAN = 0.4
@@ -136,7 +136,7 @@ def kontext_batch(data: dict[str, Tensor], size: int) -> Batch:
         data["shapes"][pictures].long().flatten(1, 2),
         data["colors"][pictures].long().flatten(1, 2),
         data["fine"][pictures].float().flatten(1, 2) / 255,
-        change_weights(data["changed"][chosen]),
+        change_weights(data["changed"][chosen], data["shapes"][target] > 0),
         shown[:, TOKENS:],
     )
 
@@ -178,10 +178,14 @@ def object_weights(objects: Tensor, placed: Tensor) -> Tensor:
     return 1 + near * strength * placed[:, None]
 
 
-def change_weights(changed: Tensor) -> Tensor:
-    """2 to 5 for tokens that an edit changes and their neighbours (small changes more), else 1. (B, 64) -> (B, 64)."""
+def change_weights(changed: Tensor, objects: Tensor) -> Tensor:
+    """2 to 5 for tokens that an edit changes and their neighbours (small changes more), 3 for other objects, else 1.
+
+    (B, 64) bool both -> (B, 64).
+    """
     near = F.max_pool2d(changed.float().view(-1, 1, 8, 8), 3, stride=1, padding=1).flatten(1)
-    return 1 + near * (72 / near.sum(dim=1, keepdim=True).clamp(min=1)).clamp(1, 4)
+    weights = 1 + near * (72 / near.sum(dim=1, keepdim=True).clamp(min=1)).clamp(1, 4)
+    return torch.maximum(weights, torch.where(objects, 3.0, 1.0))
 
 
 def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor], hiding: bool) -> None:

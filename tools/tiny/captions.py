@@ -44,15 +44,15 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
             return Caption(text, placed)
 
 
-def phrase(thing: Thing, rng: np.random.Generator, size_named: float = 0.85) -> str:
+def phrase(thing: Thing, rng: np.random.Generator, size_named: float = 0.85, look_named: float = 0.85) -> str:
     """One object: a [large|small] [style] <colour> <shape> [with a dot]."""
     words = []
     if rng.random() < size_named:
         words.append(thing.size)
-    if rng.random() < (0.05 if thing.style == "flat" else 0.85):
+    if rng.random() < (0.05 if thing.style == "flat" else look_named):
         words.append(thing.style)
     words += [thing.color, thing.shape]
-    if thing.dot and rng.random() < 0.85:
+    if thing.dot and rng.random() < look_named:
         words.append("with a dot")
     return with_article(" ".join(words), rng)
 

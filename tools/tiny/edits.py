@@ -426,7 +426,7 @@ def _wanted(edit: Edit, rng: np.random.Generator) -> str:
     if edit.kind == "recolour":
         return thing.color
     if edit.kind == "add":
-        return phrase(thing, rng)
+        return phrase(thing, rng, look_named=1.0)  # what nobody asks for is not there
     recolored = thing.color != edit.source.things[edit.index].color
     return with_article(f"{thing.color} {thing.shape}" if recolored else thing.shape, rng)
 

@@ -63,7 +63,10 @@ def _simple(kind: str, held_out: bool, rng: np.random.Generator) -> Task | None:
     if edit is None or edit.held_out != held_out:
         return None
     edit = reverse(edit) if kind == "add" else edit
-    return Task(edit, instruct(edit, rng).text)
+    prompt = instruct(edit, rng).text
+    while kind == "add" and edit.target.things[edit.index or 0].size not in prompt:
+        prompt = instruct(edit, rng).text  # of any size would be right
+    return Task(edit, prompt)
 
 
 def _combined(kind: str, rng: np.random.Generator) -> Task | None:

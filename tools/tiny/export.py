@@ -2,7 +2,7 @@
 
 diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the stages of a
 variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too, `redux/`
-its picture encoder and embedder, the panels' stages an adapter. Two are no stages: `schnell` is the shipped base with
+its picture encoder and embedder, the panels' stages an adapter (`ic-edit/` its text encoders too). Two are no stages: `schnell` is the shipped base with
 its guidance built in, `vae` the VAE alone, for a decoder that was made better. A base that draws worse than the shipped
 one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
@@ -20,7 +20,7 @@ from clock import WORK, load_checkpoint, log
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from evaluate import SETS, SHIPPED, evaluate
 from latents import Codec
-from networks import PARTS, REDUX_PARTS, REDUX_SIDE, Networks
+from networks import PARTS, REDUX_PARTS, REDUX_SIDE, TEXT_PARTS, Networks
 from safetensors.torch import load_file, save_file
 from sampler import TorchPainter
 from train import STAGES, Stage, new_networks
@@ -109,6 +109,7 @@ def write_variant(networks: Networks, stage: Stage) -> None:
         tensors = get_peft_model_state_dict(networks.transformer)
         ready = {f"transformer.{name}": value.to(torch.bfloat16).contiguous() for name, value in tensors.items()}
         save_file(ready, folder / "pytorch_lora_weights.safetensors")
+        write_networks(networks, folder, TEXT_PARTS if stage.words else ())
         return
     write_networks(networks, folder, VARIANT_PARTS[stage.variant])
     if stage.variant == "redux":

@@ -17,11 +17,11 @@ from world import BACKGROUNDS, COLORS, HELD_OUT, Scene, SceneKind, sample_scene
 
 WORDINGS_PER_PAIR = 3
 EDITS_PER_GROUP = 4
-COMBINED_SHARE = 0.3  # of the groups
+COMBINED_SHARE = 0.4  # of the groups
 APART = 110  # of a colour without a name from the backgrounds, in grey levels
 # Drawing a new shape is harder than any other edit. An edit trains its reverse too: add and remove share one number.
-SHARES = {"recolour": 1.2, "background": 1.0, "replace": 1.8, "remove": 0.8, "style": 1.3, "size": 1.1, "add": 2.6}
-SHARES |= {"dot": 1.1, "keep": 0.5}
+SHARES = {"recolour": 1.2, "background": 0.8, "replace": 1.8, "remove": 0.8, "style": 1.9, "size": 0.9, "add": 3.2}
+SHARES |= {"dot": 1.3, "keep": 0.5}
 
 
 @dataclass

@@ -185,11 +185,13 @@ class Networks(nn.Module):
 
         A variant without text encoders has those of the base beside it.
         """
-        words = folder if (folder / "text_encoder").exists() else folder.parent / "base"
-        self.text_encoder = CLIPTextModel.from_pretrained(words / "text_encoder", dtype=torch.float32)
-        self.text_encoder_2 = T5EncoderModel.from_pretrained(words / "text_encoder_2", dtype=torch.float32)
+        self.load_words(folder if (folder / "text_encoder").exists() else folder.parent / "base")
         stored = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self.load_transformer(stored.state_dict())
+
+    def load_words(self, folder: Path) -> None:
+        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        self.text_encoder_2 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
 
     def load_transformer(self, state: dict[str, Tensor]) -> None:
         wide = self.transformer.x_embedder.weight.detach().clone().zero_()

@@ -51,6 +51,8 @@ from batches import (
     swap_word,
 )
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
+from evaluate import SHIPPED
+from copying import look_at_reference, look_beside
 from holes import HOLES_FILE
 from latents import LATENTS_FILE, UNLABELLED, load, token_ids
 from looks import LOOKS_FILE
@@ -80,7 +82,8 @@ class Stage:
     average · frozen: the networks that do not train · guided: guidance distillation · guidance_high: up to where
     guidance is drawn; where it stays off, the answer to guidance that the distilled weights have learnt is left as it
     is · added: what trains alone beside the networks: lora or controlnet · text_tokens: their number, where it does not
-    vary · noisy: share of times near pure noise, where the words and the references alone decide.
+    vary · noisy: share of times near pure noise, where the words and the references alone decide · words: the shipped
+    variant whose text encoders it takes and ships again.
     """
 
     after: str | None
@@ -97,6 +100,7 @@ class Stage:
     added: str = ""
     text_tokens: int | None = None
     noisy: float = 0.2
+    words: str = ""
 
 
 FILL = Stage(
@@ -147,7 +151,7 @@ STAGES = {
     "controlnet": CONTROLNET,
     "upscaler": replace(CONTROLNET, variant="upscaler"),
     "in-context": replace(PANELS, after="distill", variant="in-context", extra_channels=0),
-    "ic-edit": PANELS,
+    "ic-edit": replace(PANELS, words="kontext"),
     "try-on": replace(PANELS, variant="try-on"),
 }
 
@@ -230,6 +234,8 @@ class Trainer:
             self.networks.load_parts(start)
         elif self.stage.after is not None:
             load_average(self.networks, self.stage.after)
+        if self.stage.words:
+            self.networks.load_words(SHIPPED / self.stage.words)
         if self.stage.variant == "redux":
             load_taught(self.networks)
 
@@ -398,6 +404,9 @@ def main() -> None:
     parser.add_argument(
         "--added", type=Path, help="a shipped folder whose adapter, ControlNet or picture encoder goes on"
     )
+    parser.add_argument(
+        "--copying", action="store_true", help="let heads look at one exact place (kontext, ic-edit), once"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--eager", action="store_true", help="do not compile")
     options = parser.parse_args()
@@ -407,7 +416,25 @@ def main() -> None:
     trainer = Trainer(options.stage, options.start, options.added)
     minutes = options.minutes or trainer.stage.minutes
     clock = Clock(minutes, trainer.spent, deadline(options.until))
-    train(trainer, *batches(options.stage, options.batch), clock, compiled=not options.eager)
+    next_batch, texts = batches(options.stage, options.batch)
+    if options.copying:
+        begin_copying(trainer, next_batch())
+    train(trainer, next_batch, texts, clock, compiled=not options.eager)
+
+
+@torch.no_grad()
+def begin_copying(trainer: Trainer, batch: Batch) -> None:
+    """Some heads look at one exact place from now on; the running average begins again."""
+    networks = trainer.networks
+    if trainer.stage.added == "lora":
+        size, times = len(batch.clean), random_times(len(batch.clean), trainer.stage.noisy)
+        noisy = torch.lerp(batch.clean, torch.randn_like(batch.clean), times[:, None, None])
+        side, states = SIDE // 16, networks.describe(batch.t5_ids, batch.clip_ids)
+        inputs = torch.cat([noisy, batch.extra], dim=2), times, random_guidance(size), *states, side, 2 * side
+        look_beside(networks, side, *inputs)
+    else:
+        look_at_reference(networks)
+    trainer.average.load_state_dict(networks.state_dict())
 
 
 def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
