@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mflux.training.cache import Cache
 from mflux.training.loss import sample_losses
 
 
@@ -60,16 +59,6 @@ def test_what_was_encoded_is_read_again_to_the_bit(trainer, tmp_path):
         assert mx.array_equal(one.x0, other.x0) and mx.array_equal(one.branch.text, other.branch.text)
 
 
-@pytest.mark.parametrize("content", [b"", b"half of a file"])
-def test_a_damaged_file_of_the_cache_is_made_again(random_flux, tmp_path, content):
-    cache = Cache(tmp_path, random_flux("dev").parts.source, None)
-    cache.of(lambda: {"x": mx.ones(3)}, "what")
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(content)
-    assert cache.of(lambda: {"x": mx.zeros(2)}, "what")["x"].shape == (2,)
-    assert cache.of(lambda: {"x": mx.ones(3)}, "what")["x"].shape == (2,)
-
-
 def test_a_picture_that_changed_is_encoded_anew(trainer, tmp_path):
     before = trainer().subjects[0].x0
     noise(tmp_path / "a.png", 80, 64, seed=9)
@@ -87,11 +76,3 @@ def test_a_weight_multiplies_an_example_s_loss(trainer):
         for slot in slots.values()
     )
     assert run.gradients(list(slots.values()))[0].item() == pytest.approx(loss, rel=1e-5)
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(random_flux, tmp_path):
-    """A file where the folder should be; a full disk ends in the same error."""
-    folder = tmp_path / "file"
-    folder.write_text("")
-    cache = Cache(folder, random_flux("dev").parts.source, None)
-    assert cache.of(lambda: {"x": mx.ones(2)}, "this")["x"].tolist() == [1, 1]

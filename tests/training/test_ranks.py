@@ -3,58 +3,25 @@
 The processes talk through mlx.distributed's ring on this machine, as `mlx.launch -n 2` starts them.
 """
 
-import json
-import os
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+import together
 
-import mflux
 from mflux.cli.commands import BY_NAME
 from mflux.cli.main import main
-from mflux.training.ranks import Ranks
+from mflux.ranks import Ranks
 
-PROGRAM = "import sys; from mflux.cli.commands import BY_NAME; from mflux.cli.main import main; "
-PROGRAM += "sys.exit(main(BY_NAME['mflux-train'], sys.argv[1:]))"
 GONE_WITHIN = 60  # seconds
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def start(folder, ranks, *flags):
-    """A run of some processes, their output in pipes."""
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(ranks)]))
-    environment = os.environ | {"MLX_HOSTFILE": str(hosts), "PYTHONPATH": str(Path(mflux.__file__).parents[1])}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *map(str, flags)],
-            env=environment | {"MLX_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+    return together.start(folder, ranks, "mflux-train", *flags)
 
 
 def alone(*flags):
     """A run of this process."""
     assert main(BY_NAME["mflux-train"], list(map(str, flags))) == 0
-
-
-def finished(processes):
-    return [process.communicate(timeout=600) for process in processes]
 
 
 @pytest.mark.parametrize("batch", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -64,7 +31,7 @@ def test_two_ranks_are_one_to_the_bit(train_json, tmp_path, batch):
     path = train_json(training_loop__batch_size=batch, **repeats)
     alone("--config", path, "--output", tmp_path / "one")
     both = start(tmp_path, 2, "--config", path, "--output", tmp_path / "two")
-    (out, err), (other, _) = finished(both)
+    (out, err), (other, _) = together.finished(both)
     assert [process.returncode for process in both] == [0, 0], err
     assert "adapter.safetensors" in out and other == "", "the first rank writes"
     assert (tmp_path / "one/adapter.safetensors").read_bytes() == (tmp_path / "two/adapter.safetensors").read_bytes()
@@ -89,7 +56,7 @@ def test_where_a_rank_dies_the_run_ends_with_a_checkpoint_that_goes_on(train_jso
 def test_examples_that_cannot_be_shared_are_refused(train_json, tmp_path):
     path = train_json(training_loop__batch_size=3)
     both = start(tmp_path, 2, "--config", path)
-    for process, (_, err) in zip(both, finished(both), strict=True):
+    for process, (_, err) in zip(both, together.finished(both), strict=True):
         assert process.returncode == 2 and "3 examples cannot be shared by 2 processes" in err
 
 

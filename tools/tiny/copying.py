@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 from networks import WIDTH, Networks
-from torch import Tensor, nn
+from torch import Tensor
 
 HEADS = ((0, 3), (1, 0), (1, 1), (2, 1))  # single block and head: those that kontext's loss missed least
 HEAD_WIDTH = 32

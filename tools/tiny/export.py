@@ -2,9 +2,9 @@
 
 diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second replaces the first); the stages of a
 variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too, `redux/`
-its picture encoder and embedder, the panels' stages an adapter (`ic-edit/` its text encoders too). Two are no stages: `schnell` is the shipped base with
-its guidance built in, `vae` the VAE alone, for a decoder that was made better. A base that draws worse than the shipped
-one is refused (64 pictures of three sets; `--force` skips the comparison).
+its picture encoder and embedder, the panels' stages an adapter (`ic-edit/` text encoders too). Two are no stages:
+`schnell` is the shipped base with its guidance built in, `vae` the VAE alone, for a decoder that was made better. A
+base that draws worse than the shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ weight is read.
 """
 
 import logging
+import os
 import re
 import shlex
 import sys
@@ -26,10 +27,11 @@ AUTO_SEED_MAX = 10_000_000
 MAX_SEEDS = 1_000_000
 MAX_PROMPT_BYTES = 1_000_000
 MAX_PROMPT_IN_NAME = 60  # letters
-OF_THE_MODEL = ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora")
+OF_THE_MODEL = ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora", "split_image")
 PLACEHOLDERS = ("{seed}", "{index}", "{prompt}")
 PLACEHOLDERS_OF = re.compile(r"\{.*?\}|[{}]")
 INDEX = re.compile(r"\{index(?:\+([0-9]{1,9}))?\}")  # `{index+3}` counts from 4
+SILENT = Watching(progress="none")
 log = logging.getLogger("mflux")
 
 
@@ -80,17 +82,30 @@ class Run:
 
 
 def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | None = None) -> None:
-    """Check the words, plan, then draw and save picture by picture.  models: opens one, in place of Flux1."""
+    """Check the words, plan, then draw and save picture by picture.  models: opens one, in place of Flux1.
+
+    Of several processes each draws its share of the seeds (of `--jobs`: its lines); with `--split-image` all of them
+    draw all together, and the first one writes.
+    """
     told, values = values, with_sides(replayed(command, values))
     run, watching = Run(**pick(Run, values)), Watching(**pick(Watching, values))
     watching.check()
     run.check()
     config, negative = check_config(values)
-    seeds = choose_seeds(run)
+    ranks, together = processes(), bool(values.get("split_image"))
+    writes = not together or ranks is None or ranks.rank == 0
+    seeds = choose_seeds(run) if ranks is None or run.seed else ranks.first_says(choose_seeds(run))
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
     sweep = read_sweep(run, command)
     targets = output_names(run.output, seeds, len(turns), prompt)
+    if ranks is not None and not together and models is None:
+        each = len(targets) // len(seeds)
+        mine = range(ranks.rank, len(seeds), ranks.count)
+        seeds, targets = tuple(seeds[n] for n in mine), [targets[n * each + k] for n in mine for k in range(each)]
+        if not seeds:
+            log.warning("there is no seed for this process: give one or more for each, or `--split-image`")
+            return
     checked = [check_output(target) for target in (targets[0], max(targets, key=len))]
     rest: dict[str, Any] = {"negative_prompt": negative, "conditions": conditions_of(command, values)}
     for condition in rest["conditions"]:
@@ -114,7 +129,7 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
     done, failed = 0, list[MfluxError]()
     try:
         total = len(targets) * len(sweep[1] or [0]) * plan.total
-        with Watch(watching, flux, plan, total, run.overwrite) as watch:
+        with Watch(watching if writes else SILENT, flux, plan, total, run.overwrite) as watch:
             if sweep[0]:
                 pictures = rest["conditions"][0].draw_sweep(flux, plan, *sweep, on_step=watch.step)
             elif turns:
@@ -124,7 +139,7 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
             else:
                 pictures = flux.draw(plan, on_step=watch.step, batch_size=run.batch_size)
             for picture, target in zip(pictures, targets, strict=True):
-                written = [*save(picture, target, run, command.side_files, failed)]
+                written = [*save(picture, target, run, command.side_files, failed)] if writes else []
                 done += 1
                 for path in written:
                     watch.say(path)
@@ -133,6 +148,15 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
         raise stopped(stop, command, told | ({"prompt": prompt} if run.prompt == "-" else {}), left, seeds) from None
     if failed:
         raise failed[0]
+
+
+def processes() -> Any:
+    """The processes that `mlx.launch` started; None where this one is alone."""
+    if not {"MLX_RANK", "OMPI_COMM_WORLD_SIZE"} & set(os.environ):
+        return None
+    from mflux.ranks import launched  # with mlx, which waits else until the words are checked
+
+    return launched()
 
 
 def unused(values: Values, loras: Sequence[Any]) -> Iterator[str]:

@@ -163,6 +163,9 @@ DRAWING = (
     Option("--scheduler", "Run.scheduler", "linear: FLUX.1's own, and the only one"),
     Option("--mlx-cache-limit-gb", "Run.mlx_cache_limit_gb", "memory that MLX keeps for reuse, 0 to 1024", REAL),
     Option("--low-ram", "Flux1.low_ram", "drop every part of the model after its use", SWITCH),
+    Option(
+        "--split-image", "Flux1.split_image", "share each picture among the processes that mlx.launch started", SWITCH
+    ),
     Option("--vae-tiling", "Flux1.vae_tiling", "encode and decode in tiles: less memory", SWITCH),
     Option("--vae-tiling-split", "Run.vae_tiling_split", "of mflux 0.8; not used: tiles leave no seam to turn"),
     Option("--force", "Flux1.force", "draw even if the memory forecast says no", SWITCH),

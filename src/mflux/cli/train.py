@@ -77,8 +77,8 @@ def train(values: Values) -> None:
 def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: Path, values: Values) -> None:
     """Train to the end.  Of several processes the first one writes."""
     from mflux.engine.flux import Flux1
+    from mflux.ranks import RankLostError, launched
     from mflux.training.outputs import check_disk, write_adapters
-    from mflux.training.ranks import RankLostError, launched
     from mflux.training.trainer import Trainer
 
     ranks = launched()

@@ -41,6 +41,8 @@ class Concepts(Condition):
     (H/16, W/16) for each word.
     """
 
+    reads_heads = True
+
     names: str | Sequence[str]
     background: str | Sequence[str] = ()
     layers: Sequence[int] | None = None

@@ -55,6 +55,8 @@ class FluxSpace(Condition):
     mask `hard` or `soft`; mask_words: the mask looks at the `first` token of the prompt, or at all its `words`.
     """
 
+    reads_heads = True
+
     edits: str | Sequence[str | Edit]
     lambda_fine: float = 5.0
     lambda_coarse: float = 0.0

@@ -44,6 +44,8 @@ class IPAdapter(Condition):
     folder of another CLIP picture encoder.
     """
 
+    reads_heads = True
+
     file: str
     image: PictureSource | None = field(default=None, metadata=PICTURE | {"named": IMAGE})
     embeds: Any = None

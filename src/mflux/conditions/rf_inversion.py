@@ -6,25 +6,20 @@ leaves eight times the error); the stochastic form keeps (1 - eta) with its nois
 back.
 """
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from mflux.conditions.image_to_image import clean_latents, sized_like, stretched
 from mflux.conditions.window import Place, check_window, steps_in
 from mflux.engine.denoise import At, Step, integrate
+from mflux.engine.kept import Kept, home, load
 from mflux.engine.latents import step_noise
 from mflux.engine.request import check_choice, check_number
 from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Prepared, Run, Stage
 from mflux.errors import UsageError
 from mflux.images.picture import PictureSource, open_picture
-from mflux.weights.files import replacing
 
 SCHEDULES = ("constant", "decay", "rise", "fall")
 MAX_POWER = 10
@@ -98,18 +93,17 @@ class RFInversion(Condition):
             return own + self.gamma * ((run.noise - latents) / (1 - at.sigma) - own)
 
         latents = mx.broadcast_to(clean, run.noise.shape)
-        path = None
+        kept, path = Kept(home() / "inversions", most=INVERTED_KEPT), None
         for step in integrate(velocity, latents, grid):
             # The first step says all that the others follow from: picture, weights, adapters, other conditions, noise.
             if step.at.index == 0 and self.cache:
-                path = inversion_path(step.latents, clean, run.noise, self.gamma, grid)
-                known = load_inverted(path)
-                if known is not None:
-                    yield Step(At(len(grid) - 2, grid[-2], grid[-1]), known)
+                path = kept.path(self.gamma, grid, step.latents, clean, run.noise)
+                if known := load(path):
+                    yield Step(At(len(grid) - 2, grid[-2], grid[-1]), known["latents"])
                     return
             yield step
         if path:
-            save_inverted(path, step.latents)
+            kept.save(path, {"latents": step.latents})
 
     def eta_at(self, index: int, steps: int) -> float:
         """The controller's strength in step `index` of `steps`."""
@@ -147,30 +141,3 @@ class RFInversion(Condition):
             return latents + deviation * step_noise(run.seeds, at.index, latents.shape[1:])
 
         return [stir]
-
-
-def inversion_path(first: mx.array, clean: mx.array, noise: mx.array, gamma: float, grid: tuple[float, ...]) -> Path:
-    """Where an inversion is kept: a name made of what it depends on."""
-    told = hashlib.sha256(repr((gamma, grid)).encode())
-    for array in (first, clean, noise):
-        told.update(np.array(array).tobytes())
-    home = os.environ.get("MFLUX_CACHE_DIR") or Path.home() / ".cache" / "mflux"
-    return Path(home) / "inversions" / f"{told.hexdigest()}.npy"
-
-
-def load_inverted(path: Path) -> mx.array | None:
-    """A kept inversion; None where there is none, or a damaged one."""
-    try:
-        return mx.array(np.load(path))
-    except (OSError, ValueError, EOFError):
-        return None
-
-
-def save_inverted(path: Path, latents: mx.array) -> None:
-    """Keep an inversion, and only the newest ones; a folder that cannot be written is no reason to fail."""
-    with suppress(OSError):
-        with replacing(path) as partial:
-            np.save(partial, np.array(latents))
-        kept = sorted(path.parent.glob("[!.]*.npy"), key=lambda each: each.stat().st_mtime)
-        for old in kept[:-INVERTED_KEPT]:
-            old.unlink(missing_ok=True)

@@ -15,10 +15,11 @@ from PIL import Image
 
 from mflux import runtime
 from mflux.engine.denoise import integrate
+from mflux.engine.kept import Kept, home
 from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, fit_colours, pack_latents, unpack_latents
 from mflux.engine.latents import noise as start_noise_of
 from mflux.engine.network import GuidedVelocity, Network
-from mflux.engine.parts import LoadOptions, Parts
+from mflux.engine.parts import TEXT_ENCODERS, LoadOptions, Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
 from mflux.engine.request import DEFAULTS, Config, Request, check_choice, check_number
@@ -38,13 +39,15 @@ from mflux.engine.slots import (
 from mflux.engine.tokens import PromptTokenizer
 from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
+from mflux.ranks import Ranks, launched
 from mflux.weights.catalog import BITS
 from mflux.weights.lora_files import find_lora
 from mflux.weights.resolve import SIDE_PARTS, ModelSource, resolve
 
 log = logging.getLogger("mflux")
 MAX_LORA_SCALE = 100
-PROMPTS_KEPT = 64  # encoded prompts that stay in memory
+PROMPTS_KEPT = 64  # encoded prompts, in memory and on disk
+PROMPTS_ON_DISK_FROM = 2**30  # bytes of text encoders
 
 
 class Progress(NamedTuple):
@@ -73,12 +76,15 @@ class Flux1:
         low_ram: bool = False,
         allow_partial_lora: bool = False,
         bake_lora: bool = False,
+        split_image: bool = False,
     ):
         """model_config: alias, hub id or folder (or a ModelSource); other arguments as in `from_name`, and:
 
         task: whose row a family's bare name means.  vae_tiling: encode and decode in tiles.  force: draw even if the
         memory forecast says no.  low_ram: drop every part after its use.  allow_partial_lora: leave out what a LoRA
         has for layers that this model lacks.  bake_lora: put LoRAs into the weights (quantized ones lose a little).
+        split_image: every process that `mlx.launch` started takes its share of the transformer's work; each of them
+        calls the same methods and gets the same pictures.
         """
         if quantize is not None:
             check_choice("quantize", quantize, BITS)
@@ -86,7 +92,7 @@ class Flux1:
         found = model_config
         if not isinstance(found, ModelSource):
             found = resolve(str(found), task, base_model)
-        options = LoadOptions(low_ram, allow_partial_lora, bake_lora)
+        options = LoadOptions(low_ram, allow_partial_lora, bake_lora, started_together() if split_image else None)
         self.parts = Parts(found, quantize, [(find_lora(path), scale) for path, scale in self.loras], options)
         self.quantize, self.base_model, self.vae_tiling, self.force = quantize, base_model, vae_tiling, force
         # Normal noise for the posteriors by role (`image`, `masked`), for comparisons with diffusers, which samples
@@ -211,7 +217,7 @@ class Flux1:
         if advice := runtime.blas_advice():
             log.warning(advice)
         branches = tuple(self._branches(plan))
-        self.parts.release("text_encoder", "text_encoder_2")
+        self.parts.release(*TEXT_ENCODERS)
         stage = self.stage(plan)
         prepared = [condition.prepare(stage) for condition in plan.request.conditions]
         mx.eval([[each.inputs.channels, each.inputs.tokens, each.inputs.text] for each in prepared])
@@ -248,13 +254,22 @@ class Flux1:
             long, short = self.parts.t5_tokenizer, self.parts.clip_tokenizer
             if (count := long.count(second)) > text_tokens:
                 log.warning(f"the prompt has {count} text tokens; the last {count - text_tokens} are not seen")
-            clip, t5 = self.parts.get("text_encoder"), self.parts.get("text_encoder_2")
-            pooled = clip(known_ids(short, prompt, clip.config.max_position_embeddings, clip.config.vocab_size))[1]
-            states = t5(known_ids(long, second, text_tokens, t5.config.vocab_size))
-            mx.eval(states, pooled)
+
+            def encoded() -> dict[str, mx.array]:
+                clip, t5 = self.parts.get("text_encoder"), self.parts.get("text_encoder_2")
+                clip_ids = known_ids(short, prompt, clip.config.max_position_embeddings, clip.config.vocab_size)
+                t5_ids = known_ids(long, second, text_tokens, t5.config.vocab_size)
+                return {"pooled": clip(clip_ids)[1], "states": t5(t5_ids)}
+
+            found = self._kept_prompts().of(encoded, *key)
             self._prompts = dict([*self._prompts.items()][-PROMPTS_KEPT + 1 :])
-            self._prompts[key] = (states, pooled)
+            self._prompts[key] = (found["states"], found["pooled"])
         return self._prompts[key]
+
+    def _kept_prompts(self) -> Kept:
+        """Encoded prompts on disk, where the text encoders take long to load."""
+        large = sum(self.parts.weight_bytes(part, None) for part in TEXT_ENCODERS) >= PROMPTS_ON_DISK_FROM
+        return Kept(home() / "prompts" if large else None, *self.parts.stamp(*TEXT_ENCODERS), most=PROMPTS_KEPT)
 
     def _encoded(self, text: str, text_tokens: int) -> EncodedText:
         own = min(self.parts.t5_tokenizer.count(text), text_tokens) - 1
@@ -346,6 +361,14 @@ class Flux1:
         extra = {"generation_time_seconds": round(seconds, 3), "created_at": created}
         icc = next((each.icc for each in prepared if each.icc), None)
         return GeneratedImage(Image.fromarray(pixels), replace(plan, request=request), extra, made, icc)
+
+
+def started_together() -> Ranks:
+    ranks = launched()
+    if ranks.count == 1:
+        hint = "start several: `mlx.launch -n 2 -- mflux-generate --split-image ...`"
+        raise UsageError("there is one process, and nothing to share", hint, "split_image")
+    return ranks
 
 
 def known_ids(tokenizer: PromptTokenizer, prompt: str, length: int, vocabulary: int) -> mx.array:

@@ -15,11 +15,13 @@ import mlx.core as mx
 
 from mflux.engine.latents import LATENT_CHANNELS, PATCH
 from mflux.engine.schedule import Schedule, read_schedule
+from mflux.engine.shards import check_split, split
 from mflux.engine.tokens import PromptTokenizer, open_clip, open_t5
 from mflux.errors import ModelError, UsageError
 from mflux.models.layers import GROUP_SIZE
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
+from mflux.ranks import Ranks
 from mflux.runtime import on_cpu, physical_memory
 from mflux.weights.files import BYTES, saved_by_mflux
 from mflux.weights.kinds import read_config
@@ -28,6 +30,7 @@ from mflux.weights.lora_files import ADAPTABLE, LoraFile, attach, fuse, read_lor
 from mflux.weights.resolve import NETWORKS, ModelSource, Side
 
 PRECISION = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 STAYS_BELOW = 0.5  # share of the physical memory
 Part = str | Side  # a network of the model, or one beside it
 
@@ -36,12 +39,13 @@ Part = str | Side  # a network of the model, or one beside it
 class LoadOptions:
     """low_ram: every part is dropped after its use.  partial_loras: layers that the model lacks are left out.
 
-    bake_loras: adapters are put into the weights.
+    bake_loras: adapters are put into the weights.  split: the transformer is shared with other processes.
     """
 
     low_ram: bool = False
     partial_loras: bool = False
     bake_loras: bool = False
+    split: Ranks | None = None
 
 
 class Parts:
@@ -81,6 +85,8 @@ class Parts:
 
         Returns whether anything changed.
         """
+        if self.options.split and not self.options.bake_loras and (loras or self.loras):
+            raise UsageError("LoRAs beside the weights cannot be split", "add `--bake-lora`", "split_image")
         changed = loras != self._own_loras
         if changed:
             self._own_loras = loras
@@ -105,6 +111,9 @@ class Parts:
         if all(part in self._sources for part in NETWORKS):
             return  # checked before
         transformer, clip, t5, vae = (self.empty(part).config for part in NETWORKS)
+        if self.options.split:
+            packed = self.bits is not None or any(source.bits for source in self._sources["transformer"].values())
+            check_split(transformer, packed, self.options.split)
         same = {
             "`text_encoder_2`'s width and the transformer's": (t5.d_model, transformer.joint_attention_dim),
             "`text_encoder`'s width and the transformer's": (clip.hidden_size, transformer.pooled_projection_dim),
@@ -186,8 +195,17 @@ class Parts:
                 attach(self.lora_files, {part: network})
                 if self.options.bake_loras:
                     fuse(network)
+            if part == "transformer" and self.options.split:
+                split(network, self.options.split)
             self._networks[part] = network
         return self._networks[part]
+
+    def stamp(self, *parts: str) -> Iterator[object]:
+        """What the outputs of these networks follow from, but for their inputs."""
+        files = [file for part in parts for file in sorted(self.source.folders[part].glob("*.safetensors"))]
+        yield from (self.source.name, self.bits, self._precision, self.options.bake_loras, self.options.partial_loras)
+        for path, scale in [*((path, 1.0) for path in [*files, *self._own_loras]), *self.loras]:
+            yield from (path, scale, path.stat().st_size, path.stat().st_mtime_ns)
 
     def put(self, part: Part, network: Any) -> None:
         """Use this network for a part from now on, for example one that is being trained."""

@@ -40,6 +40,9 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
         if asked and asked % CELL:
             draft = draft.noted(f"{name} {asked} is not a multiple of 16: {floor_to_cell(asked)} is used")
     for condition in request.conditions:
+        if parts.options.split and condition.reads_heads:
+            problem = f"{type(condition).__name__} looks at all heads, and each process has its own"
+            raise UsageError(problem, "leave `--split-image` out, and spread seeds instead", "split_image")
         draft = condition.plan(draft)
     draft = draft.sized(floor_to_cell(config.height or row.side), floor_to_cell(config.width or row.side))
     check_sides(draft)

@@ -11,7 +11,7 @@ bind     Run -> Hooks         made by `prepare`, called anew for each run: funct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -314,7 +314,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Condition:
-    """One editing or steering method, as the user asked for it."""
+    """One editing or steering method, as the user asked for it.
+
+    reads_heads: it looks into the blocks, where split weights show each process its own heads only.
+    """
+
+    reads_heads: ClassVar[bool] = False
 
     def plan(self, draft: Draft) -> Draft:
         return draft

@@ -17,6 +17,7 @@ from PIL import Image
 
 from mflux.conditions import Fill, Kontext
 from mflux.conditions.side_by_side import Panels
+from mflux.engine.kept import Arrays, Kept, digest
 from mflux.engine.latents import pack_latents
 from mflux.engine.network import Branch
 from mflux.engine.parts import Parts
@@ -26,7 +27,6 @@ from mflux.errors import UsageError
 from mflux.images.masks import open_mask
 from mflux.images.picture import open_grey, open_picture, to_pixels
 from mflux.images.sizes import fit
-from mflux.training.cache import Arrays, Cache, digest
 from mflux.training.config import SpecError, placed
 from mflux.training.spec import Item, Spec
 
@@ -149,7 +149,7 @@ def read_source(spec: Spec, item: Item, folder: Path, path: str, prior: bool) ->
     return Source(item, prompt, image, input_image, mask_file, size, whole, prior)
 
 
-def encode(spec: Spec, flux: Model, sources: Sequence[Source], cache: Cache) -> list[Example]:
+def encode(spec: Spec, flux: Model, sources: Sequence[Source], cache: Kept) -> list[Example]:
     """Examples as arrays; the text encoders and the autoencoder are dropped where the model is large."""
     once = {source.digest: source for source in sources}
     if spec.examples.flip:
@@ -166,7 +166,7 @@ def encode(spec: Spec, flux: Model, sources: Sequence[Source], cache: Cache) -> 
     return [replace(encoded[source.digest], mirror=encoded.get(f"{source.digest} mirrored")) for source in sources]
 
 
-def text_of(flux: Model, prompt: str, tokens: int, cache: Cache) -> tuple[mx.array, mx.array]:
+def text_of(flux: Model, prompt: str, tokens: int, cache: Kept) -> tuple[mx.array, mx.array]:
 
     def made() -> Arrays:
         return dict(zip(("states", "pooled"), flux.encode_prompt(prompt, None, tokens), strict=True))
@@ -185,7 +185,7 @@ def plan_of(spec: Spec, flux: Model, source: Source) -> Plan:
 
 
 def example(
-    spec: Spec, flux: Model, source: Source, plan: Plan, texts: dict[str, tuple[mx.array, mx.array]], cache: Cache
+    spec: Spec, flux: Model, source: Source, plan: Plan, texts: dict[str, tuple[mx.array, mx.array]], cache: Kept
 ) -> Example:
     stage = flux.stage(plan)
 

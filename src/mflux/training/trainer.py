@@ -12,13 +12,15 @@ from typing import Any
 
 import mlx.core as mx
 
+from mflux.engine.kept import Kept
 from mflux.engine.network import Branch, Network
+from mflux.engine.parts import TEXT_ENCODERS
 from mflux.errors import MfluxError, UsageError
 from mflux.models.lora import Factors
 from mflux.models.transformer import NO_HOOKS
+from mflux.ranks import Ranks
 from mflux.training import checkpoint as files
 from mflux.training.adapters import attach, detach, factors_of, old_name
-from mflux.training.cache import Cache
 from mflux.training.checkpoint import Checkpoint
 from mflux.training.dataset import Example, Model, Source, encode
 from mflux.training.draws import key_of, shuffled, uniform
@@ -35,7 +37,6 @@ from mflux.training.loss import (
 )
 from mflux.training.optimizer import Updates
 from mflux.training.outputs import Update
-from mflux.training.ranks import Ranks
 from mflux.training.spec import Spec, targets_of
 
 log = logging.getLogger("mflux")
@@ -72,7 +73,7 @@ class Trainer:
         """
         self.spec, self.config, self.flux, self.ranks = spec, config, flux, ranks
         self.facts = files.facts(spec.model, spec.quantize, [source.digest for source in (*sources, *held_out)])
-        encoded = encode(spec, flux, [*sources, *held_out], Cache(cache, flux.parts.source, flux.parts.bits))
+        encoded = encode(spec, flux, [*sources, *held_out], Kept(cache, *flux.parts.stamp(*TEXT_ENCODERS, "vae")))
         self.subjects = [each for each in encoded[: len(sources)] if not each.source.prior]
         self.priors = [each for each in encoded[: len(sources)] if each.source.prior]
         self.held_out = encoded[len(sources) :]
