@@ -6,9 +6,10 @@ torch = pytest.importorskip("torch", reason="the parity extra is not installed")
 pytest.importorskip("diffusers", reason="the parity extra is not installed")
 pytest.importorskip("peft", reason="the parity extra is not installed")
 
-from copying import SHARP, looking  # noqa: E402
 from diffusers.models.embeddings import apply_rotary_emb  # noqa: E402
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed  # noqa: E402
+
+from copying import SHARP, looking  # noqa: E402
 from networks import image_ids  # noqa: E402
 
 TEXT = 32
