@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from captions import pieces
 from edits import COMBINED, Edit, combine, instruct, reverse, sample_edit
-from world import BACKGROUNDS, COLORS, HELD_OUT, Scene, SceneKind, sample_scene
+from world import BACKGROUNDS, COLORS, HELD_OUT, Scene, SceneKind, outline, sample_scene
 
 WORDINGS_PER_PAIR = 3
 EDITS_PER_GROUP = 4
-COMBINED_SHARE = 0.4  # of the groups
+COMBINED_SHARE = 0.5  # of the groups
 APART = 110  # of a colour without a name from the backgrounds, in grey levels
 # Drawing a new shape is harder than any other edit. An edit trains its reverse too: add and remove share one number.
-SHARES = {"recolour": 1.2, "background": 0.8, "replace": 1.8, "remove": 0.8, "style": 1.9, "size": 0.9, "add": 3.2}
+SHARES = {"recolour": 1.2, "background": 1.6, "replace": 1.8, "remove": 0.8, "style": 1.8, "size": 1.8, "add": 2.8}
 SHARES |= {"dot": 1.3, "keep": 0.5}
 
 
@@ -56,7 +56,7 @@ def random_group(rng: np.random.Generator) -> Group:
     if rng.random() < COMBINED_SHARE:
         alone = SceneKind(two_objects=0)
         first, second = sample_scene(rng, alone), sample_scene(rng, alone)
-        for kind in rng.choice(COMBINED, 2, replace=False, p=(0.4, 0.1, 0.25, 0.25)):
+        for kind in rng.choice(COMBINED, 2, replace=False, p=(0.3, 0.05, 0.15, 0.5)):
             edit = combine(str(kind), first, second, rng)
             if edit is not None:
                 group.add(edit, rng, None if kind == "bring" else second)
@@ -77,6 +77,37 @@ def repainted(group: Group, rng: np.random.Generator) -> dict[str, tuple[int, in
     behind = [BACKGROUNDS[scene.background] for scene in group.scenes]
     shapes = {name: {thing.shape for thing in things if thing.color == name} for name in names}
     return {name: _color_without_a_name(shapes[name], behind, rng) for name in names}
+
+
+def reshaped(group: Group, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Outlines for the shapes of a group's first scene, turned and bent, and of its pairs only those that bring in
+    none of them: so a shape is copied for what it looks like, and one that is asked for is the world's own."""
+    known = {thing.shape for scene in group.scenes[:1] for thing in scene.things}
+
+    def brings_in(source: int, target: int) -> bool:
+        before, after = ({thing.shape for thing in group.scenes[index].things} for index in (source, target))
+        return bool(known & after - before)
+
+    kept = [index for index, (source, _, target) in enumerate(group.pairs) if not brings_in(source, target)]
+    group.pairs, group.told = [group.pairs[index] for index in kept], [group.told[index] for index in kept]
+    return {shape: _bent(outline(shape), rng) for shape in sorted(known)}
+
+
+def _bent(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An outline (points, 2) turned, flattened and waved, of the same reach or a little less."""
+    (cos, sin), waves = _direction(rng), rng.integers(2, 6)
+    turned = points @ np.array([[cos, -sin], [sin, cos]]) * (1.0, rng.uniform(0.7, 1.0))
+    cos, sin = _direction(rng)
+    turned = turned @ np.array([[cos, -sin], [sin, cos]])
+    angles = np.arctan2(turned[:, 1], turned[:, 0])
+    bent = turned * (1 + rng.uniform(0, 0.2) * np.sin(waves * angles + rng.uniform(0, 6.3)))[:, None]
+    reach, own = (np.linalg.norm(some, axis=1).max() for some in (bent, points))
+    return bent * own / reach * rng.uniform(0.85, 1.0)
+
+
+def _direction(rng: np.random.Generator) -> tuple[float, float]:
+    angle = rng.uniform(0, 2 * np.pi)
+    return float(np.cos(angle)), float(np.sin(angle))
 
 
 def _color_without_a_name(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from clock import WORK, log
 from confetti import around
-from groups import WORDINGS_PER_PAIR, Group, random_group, repainted
+from groups import WORDINGS_PER_PAIR, Group, random_group, repainted, reshaped
 from latents import CLIP_LENGTH, T5_LENGTH, UNLABELLED, Codec, padded_labels, token_ids, token_labels
 from PIL import Image
 from torch import Tensor
@@ -21,7 +21,7 @@ from world import COLORS, SIDE, draw
 
 PAIRS_FILE = WORK / "pairs.pt"
 CHANGED = 8  # grey levels
-LITTERED, NAMELESS = 0.5, 0.4  # shares of the groups of one picture
+LITTERED, NAMELESS, RESHAPED = 0.5, 0.4, 0.4  # shares of the groups of one picture
 
 
 def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -33,13 +33,14 @@ def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def drawn(group: Group, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
     """The pictures of a group and their labels. What has no name has to be copied: in half of the groups pieces around
-    all objects, in some the objects' own colours."""
+    all objects, in some the objects' own colours or shapes."""
     alone = all(second < 0 for _, second, _ in group.pairs)
     layer = around(group.scenes, rng) if alone and rng.random() < LITTERED else Image.new("RGBA", (SIDE, SIDE))
     nameless = alone and rng.random() < NAMELESS
     palette = repainted(group, rng) if nameless else COLORS
+    outlines = reshaped(group, rng) if alone and rng.random() < RESHAPED else {}
     for scene in group.scenes:
-        picture = draw(scene, palette=palette)
+        picture = draw(scene, palette=palette, outlines=outlines)
         picture.paste(layer, mask=layer)
         shapes, colors, fine = token_labels(scene)
         yield np.asarray(picture), (shapes, np.where(nameless & (shapes > 0), UNLABELLED, colors), fine)

@@ -78,18 +78,23 @@ class Scene:
 
 
 def draw(
-    scene: Scene, width: int = SIDE, height: int = SIDE, palette: Mapping[str, tuple[int, int, int]] = COLORS
+    scene: Scene,
+    width: int = SIDE,
+    height: int = SIDE,
+    palette: Mapping[str, tuple[int, int, int]] = COLORS,
+    outlines: Mapping[str, np.ndarray] | None = None,
 ) -> Image.Image:
-    """The scene as an RGB picture; palette: what the names of its objects' colours mean."""
+    """The scene as an RGB picture; palette, outlines: what the names of its objects' colours and shapes mean."""
     canvas = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), BACKGROUNDS[scene.background])
     for thing in scene.things:
-        _draw_thing(canvas, thing, scene.background, palette[thing.color])
+        points = (outlines or {}).get(thing.shape, outline(thing.shape))
+        _draw_thing(canvas, thing, scene.background, palette[thing.color], points)
     return canvas.reduce(SUPERSAMPLING)
 
 
 def coverage(thing: Thing, width: int = SIDE, height: int = SIDE) -> Image.Image:
     """How much of each pixel the thing covers, as an `L` picture (255 = all); its dot is part of it."""
-    mask = _silhouette(thing, (width * SUPERSAMPLING, height * SUPERSAMPLING))
+    mask = _silhouette(thing, (width * SUPERSAMPLING, height * SUPERSAMPLING), outline(thing.shape))
     if thing.dot:
         ImageDraw.Draw(mask).polygon(_dot_points(thing, mask.size), fill=255)
     return mask.reduce(SUPERSAMPLING)
@@ -99,7 +104,10 @@ def depth_map(scene: Scene, width: int = SIDE, height: int = SIDE) -> Image.Imag
     """Nearness as grey: background 0.2, a large object 0.9, a small one 0.6."""
     canvas = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING), round(0.2 * 255))
     for thing in scene.things:
-        canvas.paste(round((0.9 if thing.size == "large" else 0.6) * 255), mask=_silhouette(thing, canvas.size))
+        canvas.paste(
+            round((0.9 if thing.size == "large" else 0.6) * 255),
+            mask=_silhouette(thing, canvas.size, outline(thing.shape)),
+        )
     return canvas.reduce(SUPERSAMPLING).convert("RGB")
 
 
@@ -180,24 +188,26 @@ def _dot_points(thing: Thing, size: tuple[int, int]) -> list[tuple[float, float]
     return _placed(outline("circle"), thing, size, DOT_RADIUS)
 
 
-def _silhouette(thing: Thing, size: tuple[int, int]) -> Image.Image:
+def _silhouette(thing: Thing, size: tuple[int, int], points: np.ndarray) -> Image.Image:
     mask = Image.new("L", size, 0)
     pen = ImageDraw.Draw(mask)
-    pen.polygon(_placed(outline(thing.shape), thing, size, 1.0), fill=255)
+    pen.polygon(_placed(points, thing, size, 1.0), fill=255)
     if thing.shape == "ring":
         pen.polygon(_placed(outline("ring"), thing, size, RING_HOLE), fill=0)
     return mask
 
 
-def _draw_thing(canvas: Image.Image, thing: Thing, background: str, color: tuple[int, int, int]) -> None:
+def _draw_thing(
+    canvas: Image.Image, thing: Thing, background: str, color: tuple[int, int, int], points: np.ndarray
+) -> None:
     size = canvas.size
-    mask = _silhouette(thing, size)
+    mask = _silhouette(thing, size, points)
     canvas.paste(color, mask=mask)
     if thing.style == "striped":
         dark = (color[0] // 2, color[1] // 2, color[2] // 2)
         canvas.paste(dark, mask=ImageChops.darker(mask, _stripes(thing, size)))
     elif thing.style == "outlined":
-        canvas.paste(outline_color(thing.color, background), mask=ImageChops.darker(mask, _lines(thing, size)))
+        canvas.paste(outline_color(thing.color, background), mask=ImageChops.darker(mask, _lines(thing, size, points)))
     if thing.dot:
         ImageDraw.Draw(canvas).polygon(_dot_points(thing, size), fill=dot_color(background))
 
@@ -209,10 +219,10 @@ def _stripes(thing: Thing, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.where(across % 1.0 < STRIPE_DARK_SHARE, 255, 0).astype(np.uint8))
 
 
-def _lines(thing: Thing, size: tuple[int, int]) -> Image.Image:
+def _lines(thing: Thing, size: tuple[int, int], outer: np.ndarray) -> Image.Image:
     """A line along the outer contour, twice as wide as what stays of it inside the silhouette."""
     lines = Image.new("L", size, 0)
-    points = _placed(outline(thing.shape), thing, size, 1.0)
+    points = _placed(outer, thing, size, 1.0)
     width = round(2 * OUTLINE_WIDTH * min(size))
     ImageDraw.Draw(lines).line([*points, points[0], points[1]], fill=255, width=width, joint="curve")
     return lines

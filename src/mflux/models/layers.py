@@ -238,21 +238,31 @@ class GroupNorm(nn.Module):
 class Convolution(nn.Conv2d):
     """A 3 x 3 convolution of (B, H, W, C) that keeps the size.
 
-    On the CPU, MLX copies the nine neighbours of every pixel before it multiplies; here that happens strip by strip.
+    On the CPU, MLX copies the nine neighbours of every pixel before it multiplies.  Here the three of a row are copied,
+    strip by strip, and the three rows are products of their own that read them in place.
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True):
         super().__init__(inputs, outputs, kernel_size=3, padding=1, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        height, row = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3] * 9
-        step = max(1, CONVOLUTION_CHUNK // row)
-        if not on_cpu() or step >= height:
+        if not on_cpu():
             return super().__call__(x)
+        height, row = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3] * 3
+        step = max(1, CONVOLUTION_CHUNK // row)
         padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-        strips = [mx.conv2d(padded[:, top : top + step + 2], self.weight) for top in range(0, height, step)]
-        out = mx.concatenate(strips, axis=1)
+        out = joined([self._rows(padded[:, top : top + step + 2]) for top in range(0, height, step)], axis=1)
         return out + self.bias if "bias" in self else out
+
+    def _rows(self, padded: mx.array) -> mx.array:
+        """(B, H + 2, W + 2, C) -> (B, H, W, outputs)."""
+        batch, height, width = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
+        beside = mx.concatenate([padded[:, :, column : column + width] for column in range(3)], axis=-1)
+        weights = self.weight.reshape(self.weight.shape[0], 3, -1)
+        products = [
+            beside[:, row : row + height].reshape(batch, height * width, -1) @ weights[:, row].T for row in range(3)
+        ]
+        return sum(products[1:], products[0]).reshape(batch, height, width, -1)
 
 
 class QuantizedLinear(nn.QuantizedLinear):
