@@ -10,7 +10,7 @@ import argparse
 from functools import partial
 
 from mflux import Config, Flux1
-from timing import interleaved
+from timing import interleaved, print_row
 
 import mlx.core as mx
 
@@ -32,8 +32,8 @@ def main() -> None:
     seconds = interleaved({str(size): partial(draw, flux, size) for size in sizes}, options.rounds)
     for size in sizes:
         whole, one = seconds[str(size)], seconds["1"]
-        more = f"   one more {(whole - one) / (size - 1) / one:5.2f} x" if size > 1 else ""
-        print(f"{size} seeds   {whole:7.3f} s{more}", flush=True)
+        if size > 1:
+            print_row("batch", f"one more of {size} seeds", {"mflux": (whole - one) / (size - 1), "one": one}, "one")
     if options.growth:
         print("\n| px | text tokens | seeds | seconds | peak, MB |\n|---|---|---|---|---|")
         rows = [(side, 32, 1) for side in (128, 256, 512, 768)] + [(128, 128, 1), (128, 512, 1), (128, 32, 8)]

@@ -1,15 +1,15 @@
 """One pass of 1 joint + 2 single blocks at full width, against diffusers in the same run.
 
-    .venv/bin/python benchmarks/blocks.py [--bits 4]     (needs the `parity` extra; two threads each)
+    .venv/bin/python benchmarks/blocks.py [--bits 4 3] [--tokens 512 1024]     (needs the `parity` extra; two threads)
 
-3072 wide, 256 text + 256 image tokens, float32, the same random weights on both sides.  --bits: also our quantized
-form of the blocks.
+3072 wide, float32, the same random weights on both sides.  --bits: also our quantized forms, against our float32.
 """
 
 import argparse
+from functools import partial
 
 from mflux import runtime
-from timing import interleaved
+from timing import interleaved, print_row
 
 import mlx.core as mx
 import numpy as np
@@ -20,7 +20,6 @@ from mflux.models.transformer import FluxTransformer, TransformerConfig, rope_ta
 from mflux.weights.load import put, quantize_module
 from mlx.utils import tree_flatten, tree_unflatten
 
-TEXT, SIDE_TOKENS = 256, 16
 SIZES = {"num_layers": 1, "num_single_layers": 2, "guidance_embeds": True}
 
 
@@ -44,7 +43,8 @@ def quantized(network: FluxTransformer, bits: int) -> FluxTransformer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", type=int, choices=(3, 4, 5, 6, 8))
+    parser.add_argument("--bits", type=int, nargs="+", choices=(3, 4, 5, 6, 8), default=())
+    parser.add_argument("--tokens", type=int, nargs=2, default=(256, 256), help="of text, and of the picture: a square")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(2)
@@ -52,12 +52,14 @@ def main() -> None:
     reference = FluxTransformer2DModel(**SIZES).eval()
     network = ours_from(reference)
     random = np.random.default_rng(0)
-    image = random.standard_normal((1, SIDE_TOKENS**2, 64), np.float32)
-    text = random.standard_normal((1, TEXT, 4096), np.float32)
+    text_tokens, image_tokens = options.tokens
+    image = random.standard_normal((1, image_tokens, 64), np.float32)
+    text = random.standard_normal((1, text_tokens, 4096), np.float32)
     pooled = random.standard_normal((1, 768), np.float32)
-    rows, columns = np.mgrid[:SIDE_TOKENS, :SIDE_TOKENS]
+    side = int(image_tokens**0.5)
+    rows, columns = np.mgrid[:side, :side]
     ids = np.stack([np.zeros(rows.size), rows.ravel(), columns.ravel()], axis=-1)
-    text_ids = np.zeros((TEXT, 3))
+    text_ids = np.zeros((text_tokens, 3))
     rope = rope_table(np.concatenate([text_ids, ids]), network.config.axes_dims_rope)
     inputs = [mx.array(image), mx.array(text), mx.array(pooled)]
 
@@ -82,15 +84,18 @@ def main() -> None:
         )[0]
 
     difference = float(np.abs(np.array(ours()) - theirs().numpy()).max())
-    contenders = {"mflux float32": ours, "diffusers float32": theirs}
-    if options.bits:
-        packed = quantized(ours_from(reference), options.bits)
-        contenders[f"mflux {options.bits} bit"] = lambda: ours(packed)
+    contenders = {"mflux": ours, "diffusers": theirs}
+    for bits in options.bits:
+        contenders[f"{bits} bit"] = partial(ours, quantized(ours_from(reference), bits))
     seconds = interleaved(contenders, options.rounds)
     print(f"BLAS {runtime._blas}; torch {torch.__version__}, 2 threads; medians of {options.rounds}")
     print(f"largest difference  {difference:.2e}")
-    for name, value in seconds.items():
-        print(f"{name:20s}{value:8.3f} s   {value / seconds['diffusers float32']:5.2f} x diffusers")
+    sizes = f"1 + 2 blocks, {text_tokens} + {image_tokens} tokens"
+    print_row("blocks", sizes, {name: seconds[name] for name in ("mflux", "diffusers")})
+    for bits in options.bits:
+        print_row(
+            "blocks", f"{sizes}, {bits} bit", {"mflux": seconds[f"{bits} bit"], "float32": seconds["mflux"]}, "float32"
+        )
 
 
 if __name__ == "__main__":

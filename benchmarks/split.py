@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from mflux import runtime
 from timing import print_row
 
 import mlx.core as mx
@@ -110,6 +111,7 @@ def main() -> None:
     if options.worker:
         print(json.dumps(passes(options.tokens, options.rounds)))
         return
+    print(f"BLAS {runtime._blas}; one thread a process, medians of {options.rounds}")
     one, two = run(1, options), run(2, options)
     off = np.abs(np.array(one["out"]) - np.array(two["out"])).max() / np.abs(one["out"]).max()
     print_row("split", f"512 + {options.tokens} tokens", {"mflux": two["seconds"], "one": one["seconds"]}, "one")

@@ -10,7 +10,7 @@ import argparse
 
 from mflux import runtime
 from blocks import SIDE_TOKENS, SIZES, ours_from
-from timing import interleaved
+from timing import interleaved, print_row
 
 import mlx.core as mx
 import numpy as np
@@ -99,8 +99,7 @@ def main() -> None:
     seconds = interleaved({"mflux": ours, "diffusers + peft": with_peft}, options.rounds)
     print(f"BLAS {runtime._blas}; torch {torch.__version__}, 2 threads; medians of {options.rounds}")
     print(f"largest difference of a gradient, relative to its tensor's largest  {worst:.1e}")
-    for name, value in seconds.items():
-        print(f"{name:18s}{value:8.3f} s   {value / seconds['diffusers + peft']:5.2f} x")
+    print_row("training", "LoRA step", seconds, "diffusers + peft")
 
 
 if __name__ == "__main__":
