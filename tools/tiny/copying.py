@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import torch
 from networks import WIDTH, Networks
-from torch import Tensor
+from torch import Tensor, nn
 
-HEADS = ((0, 3), (1, 0), (1, 1), (2, 1))  # single block and head: those that kontext's loss missed least
+# Block and head: those that kontext's loss missed least. In the first joint block a reference's token is still what it
+# looks like; from the second block on it is more and more what it is called.
+JOINT_HEADS = ((0, 1), (0, 3))
+HEADS = ((0, 3), (1, 0), (1, 1), (2, 1))  # of single blocks
 HEAD_WIDTH = 32
 # Shares of q and k: first dims of pairs of the three coordinates, which RoPE turns by 1 or .215 a step.
 PAIRS = {0: (0.22, 1.0), 8: (0.27, 1.0), 10: (0.12, 0.215), 20: (0.27, 1.0), 22: (0.12, 0.215)}
@@ -35,22 +38,50 @@ def looking(number: float | None = 0.0, row: float = 0.0, column: float = 0.0) -
 
 @torch.no_grad()
 def look_at_reference(networks: Networks) -> None:
-    """Kontext: the same place of the first reference, whose first coordinate is 1.
-
-    The norm weights are shared by a block's heads; the others' own weights make up for the sharper ones.
-    """
-    rows = torch.arange(WIDTH).view(-1, HEAD_WIDTH)[:, DIMS]
+    """Kontext: the same place of the first reference, whose first coordinate is 1."""
+    look_early(networks)
     blocks = networks.transformer.single_transformer_blocks
-    for attention in (blocks[number].attn for number in {block for block, _ in HEADS}):
-        for linear, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
-            linear.weight[rows] *= (norm.weight[DIMS] / SHARP)[:, None]
-            linear.bias[rows] *= norm.weight[DIMS] / SHARP
-            norm.weight[DIMS] = SHARP
+    for number in {block for block, _ in HEADS}:
+        _sharpen(blocks[number].attn)
     for number, head in HEADS:
-        own = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
-        for linear, constant in ((blocks[number].attn.to_q, looking(number=1)), (blocks[number].attn.to_k, looking())):
-            linear.weight[own], linear.bias[own] = 0, constant
-        blocks[number].proj_out.weight[:, own] = 0
+        _look_ahead(blocks[number].attn, _own(head))
+        blocks[number].proj_out.weight[:, _own(head)] = 0
+
+
+@torch.no_grad()
+def look_early(networks: Networks) -> None:
+    """The joint blocks' part of it: values begin as the latents themselves, and the text is not looked at."""
+    blocks, width = networks.transformer.transformer_blocks, HEAD_WIDTH
+    for number in {block for block, _ in JOINT_HEADS}:
+        _sharpen(blocks[number].attn)
+    directions = torch.linalg.svd(networks.transformer.x_embedder.weight[:, :64], full_matrices=False).U
+    elsewhere = torch.zeros(width)
+    elsewhere[-1] = 1.0  # where no q has anything
+    for place, (number, head) in enumerate(JOINT_HEADS):
+        attention, own = blocks[number].attn, _own(head)
+        _look_ahead(attention, own)
+        attention.add_k_proj.weight[own], attention.add_k_proj.bias[own] = 0, elsewhere
+        attention.to_v.weight[own], attention.to_v.bias[own] = directions[:, place * width : (place + 1) * width].T, 0
+        attention.to_out[0].weight[:, own] = 0
+        attention.to_add_out.weight[:, own] = 0
+
+
+def _own(head: int) -> slice:
+    return slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
+
+
+def _sharpen(attention: nn.Module) -> None:
+    """Larger norm weights, which a block's heads share; what the heads had to say is made smaller to make up for it."""
+    rows = torch.arange(WIDTH).view(-1, HEAD_WIDTH)[:, DIMS]
+    for linear, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+        linear.weight[rows] *= (norm.weight[DIMS] / SHARP)[:, None]
+        linear.bias[rows] *= norm.weight[DIMS] / SHARP
+        norm.weight[DIMS] = SHARP
+
+
+def _look_ahead(attention: nn.Module, own: slice) -> None:
+    for linear, constant in ((attention.to_q, looking(number=1)), (attention.to_k, looking())):
+        linear.weight[own], linear.bias[own] = 0, constant
 
 
 @torch.no_grad()
@@ -67,7 +98,7 @@ def look_beside(networks: Networks, columns: int, *inputs: Tensor) -> None:
     networks.velocity(*inputs)
     for number, head in HEADS:
         attention = blocks[number].attn
-        own, states = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH), seen[number].flatten(0, 1)
+        own, states = _own(head), seen[number].flatten(0, 1)
         constant = torch.linalg.lstsq(states, torch.ones(len(states), 1)).solution[:, 0]
         size = constant.norm()
         for linear, wanted in ((attention.to_q, looking(None, column=-columns)), (attention.to_k, looking(None))):

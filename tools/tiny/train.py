@@ -118,6 +118,7 @@ KONTEXT = Stage(
     minutes=50,
     variant="kontext",
     rate=0.7,
+    flat=0.6,
     keep=0.99,
     warm_up=50,
     guidance_high=GUIDANCE_LOW,
