@@ -122,6 +122,8 @@ ROWS = [
         lambda picture, mask: [InContextEdit(picture, lora=make_lora(picture.parent))],
     ),
     Row("try-on", "fill", lambda picture, mask: [TryOn(picture, mask, picture)]),
+    Row("try-on, on top", "fill", lambda picture, mask: [TryOn(picture, mask, picture, layout="tb")]),
+    Row("in-context edit, on top", "ic-edit", lambda picture, mask: [InContextEdit(picture, lora="", layout="tb")]),
     Row("fill, edit in channels", "fill", lambda picture, mask: [Fill(picture, edit_mode="channels")]),
     Row("fill, edit beside", "fill", lambda picture, mask: [Fill(picture, edit_mode="spatial")]),
     Row("fill, outpaint", "fill", lambda picture, mask: [Fill(picture, mask, outpaint=[0, 16, 0, 0])]),

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from mflux import Config, Flux1, ModelError, UsageError
 from mflux.conditions import ImageToImage, InContext, InContextEdit, TryOn
 from mflux.conditions.fill import mask_tokens
-from mflux.conditions.ic_edit import TEMPLATE
+from mflux.conditions.ic_edit import TEMPLATES
 from mflux.conditions.try_on import PROMPT
 from mflux.engine.latents import pack_latents
 from mflux.images.picture import to_pixels
@@ -121,6 +121,22 @@ def test_the_result_is_the_second_panel_in_the_asked_size(random_flux, layout, f
     assert np.array_equal(np.asarray(image.image), kept)
 
 
+@pytest.mark.parametrize(
+    ("model", "condition", "prompt"),
+    [
+        ("fill", TryOn(picture(), mask(), picture(), layout="tb"), "x"),
+        ("ic-edit", InContextEdit(picture(), "make it red", lora="", layout="tb"), ""),
+    ],
+)
+def test_one_on_top_of_the_other_the_painted_panel_is_the_lower_one(random_flux, model, condition, prompt):
+    flux = random_flux(model)
+    found = flux.plan(3, prompt, Config(**STEPS), conditions=[condition])
+    assert found.height == 2 * (found.width * 48 // 64 // 16 * 16)
+    channels = np.array(condition.prepare(flux.stage(found)).inputs.channels)[0]
+    masks = channels[:, 64:].reshape(found.height // 16, -1)
+    assert not masks[: len(masks) // 2].any() and masks[len(masks) // 2 :].any()
+
+
 def test_without_a_size_a_panel_has_the_preferred_one_of_the_picture_s_proportion(random_flux):
     chosen = plan(random_flux("dev"), InContext(picture(80, 160)))
     assert (chosen.height, chosen.width) == (720, 2 * 1456)
@@ -134,14 +150,14 @@ def test_the_noise_levels_are_shifted_for_all_tokens_that_are_denoised(random_fl
 
 
 def test_the_template_is_iced_it_s_own_and_takes_the_trimmed_instruction(random_flux):
-    assert TEMPLATE == (
+    assert TEMPLATES["lr"] == (
         "A diptych with two side-by-side images of the same scene. On the right, the scene is exactly the same as on "
         "the left but {}"
     )
     chosen = plan(random_flux("fill"), InContextEdit(picture(), "  make it {night}\n", lora=""), prompt="")
-    assert chosen.prompt == TEMPLATE.replace("{}", "make it {night}")
+    assert chosen.prompt == TEMPLATES["lr"].replace("{}", "make it {night}")
     image = draw(random_flux("fill"), InContextEdit(picture(64, 512), "make it night", lora=""), prompt="")
-    assert image.metadata["prompt"] == TEMPLATE.format("make it night")
+    assert image.metadata["prompt"] == TEMPLATES["lr"].format("make it night")
     assert image.metadata["request"]["prompt"] == ""
 
 
@@ -273,6 +289,8 @@ def test_a_method_s_lora_that_is_damaged_is_refused_before_weights_are_read(orac
     ("model", "condition", "prompt", "message"),
     [
         ("dev", InContext(picture(), layout="grid"), "x", "'grid' is unknown"),
+        ("fill", InContextEdit(picture(), "make it red", lora="", layout="rl"), "", "'rl' is unknown"),
+        ("fill", TryOn(picture(), mask(), picture(), layout="rl"), "x", "'rl' is unknown"),
         ("dev", InContext("/no/such.png"), "x", "`image`: there is no file"),
         ("fill", InContextEdit(picture(), lora=""), "", "neither a prompt nor an instruction"),
         ("fill", InContextEdit(picture(), "make it red", lora=""), "x", "both are given"),

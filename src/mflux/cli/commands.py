@@ -546,6 +546,7 @@ COMMANDS = (
             Option("--person-image", "TryOn.person", "the person"),
             Option("--person-mask", "TryOn.mask", "a mask of that picture, white where the garment goes"),
             Option("--garment-image", "TryOn.garment", "the garment"),
+            Option("--layout", "TryOn.layout", "the two stand left and right (lr, default) or one on top (tb)"),
             FULL_IMAGE,
         ),
         one(
@@ -571,6 +572,7 @@ COMMANDS = (
                 "InContextEdit.lora",
                 "another LoRA than IC-Edit's own; empty for none, with a model that was trained whole",
             ),
+            Option("--layout", "InContextEdit.layout", "the two stand left and right (lr, default) or one on top (tb)"),
             FULL_IMAGE,
         ),
         one("InContextEdit", "give the picture to edit", "image"),

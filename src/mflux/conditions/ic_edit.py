@@ -8,15 +8,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mflux.conditions.fill import FILL_CHANNELS, drawn_beside
-from mflux.conditions.side_by_side import Panels, method_lora, method_row, panel_of
+from mflux.conditions.side_by_side import LAYOUTS, Panels, method_lora, method_row, panel_of
+from mflux.engine.request import check_choice
 from mflux.engine.slots import PICTURE, Condition, Draft, Prepared, Stage
 from mflux.errors import UsageError
 from mflux.images.picture import PictureSource, open_picture
 
-TEMPLATE = (
-    "A diptych with two side-by-side images of the same scene. "
-    "On the right, the scene is exactly the same as on the left but {}"
-)
+TEMPLATES = {
+    "lr": "A diptych with two side-by-side images of the same scene. "
+    "On the right, the scene is exactly the same as on the left but {}",
+    "tb": "A diptych with two images of the same scene, one above the other. "
+    "On the bottom, the scene is exactly the same as on the top but {}",
+}
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class InContextEdit(Condition):
 
     image: path, PIL image or uint8 array; it is drawn at the width that the method was trained on.  instruction: what
     is different on the right; None: the request's prompt describes both panels itself.  lora: another adapter than the
-    method's own, a path or hub name; empty: none, for a network that was trained whole.
+    method's own, a path or hub name; empty: none, for a network that was trained whole.  layout: `lr`, as the method
+    was trained, or `tb`, the picture on top.
     """
 
     image: PictureSource = field(metadata=PICTURE)
     instruction: str | None = None
     lora: str | None = None
+    layout: str = "lr"
 
     def plan(self, draft: Draft) -> Draft:
         picture, config = open_picture(self.image, "image"), draft.request.config
@@ -40,8 +45,9 @@ class InContextEdit(Condition):
         if self.instruction is not None:
             if not isinstance(self.instruction, str) or not self.instruction.strip():
                 raise UsageError("the instruction is empty", "say what is to change", "instruction")
-            draft = draft.prompted(TEMPLATE.format(self.instruction.strip()), "InContextEdit")
-        panels = panel_of(method_row(draft, "ic-edit"), picture.height, picture.width)
+            check_choice("layout", self.layout, LAYOUTS)
+            draft = draft.prompted(TEMPLATES[self.layout].format(self.instruction.strip()), "InContextEdit")
+        panels = panel_of(method_row(draft, "ic-edit"), picture.height, picture.width, self.layout)
         if config.height or config.width:
             draft = draft.noted(
                 f"in-context edit was trained at a width of {panels.width} px: "
@@ -54,7 +60,7 @@ class InContextEdit(Condition):
         return draft.adapted(self.lora) if self.lora else draft
 
     def prepare(self, stage: Stage) -> Prepared:
-        panels = Panels.of(stage.plan)
+        panels = Panels.of(stage.plan, self.layout)
         picture = open_picture(self.image, "image").resized(panels.height, panels.width)
         everything = np.ones((panels.height, panels.width), bool)
         return drawn_beside(stage, panels, picture.rgb, picture.rgb, everything, picture.icc)

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mflux.conditions.inpaint import latent_mask_tokens, repainting
-from mflux.conditions.side_by_side import LAYOUTS, Panels, method_lora
+from mflux.conditions.side_by_side import Panels, method_lora
 from mflux.engine.latents import pack_latents
 from mflux.engine.request import check_choice
 from mflux.engine.slots import PICTURE, Condition, Draft, Prepared, Stage
@@ -33,7 +33,6 @@ class InContext(Condition):
     layout: str = "lr"
 
     def plan(self, draft: Draft) -> Draft:
-        check_choice("layout", self.layout, LAYOUTS)
         if self.style is not None:
             check_choice("style", self.style, tuple(STYLES))
         picture = open_picture(self.image, "image")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mflux.engine.request import check_choice
 from mflux.engine.slots import Draft, Plan
 from mflux.errors import ModelError, UsageError
 from mflux.images.sizes import floor_to_cell
@@ -39,7 +40,8 @@ class Panels:
         return canvas[:, self.width :] if self.layout == "lr" else canvas[self.height :]
 
     def lay_out(self, draft: Draft, who: str) -> Draft:
-        """Give the draft the canvas of these panels."""
+        """Give the draft the canvas of these panels.  Raises UsageError."""
+        check_choice("layout", self.layout, LAYOUTS)
         if draft.height:
             raise UsageError(f"{who} draws on a canvas of its own", "put no other condition before it that sets a size")
         double = (2 * self.height, self.width) if self.axis == 0 else (self.height, 2 * self.width)
@@ -53,9 +55,9 @@ def method_row(draft: Draft, task: str) -> Row:
     return row
 
 
-def panel_of(row: Row, height: int, width: int) -> Panels:
+def panel_of(row: Row, height: int, width: int, layout: str) -> Panels:
     """The panel of the row's width in the proportion height : width."""
-    return Panels(floor_to_cell(row.panel * height // width), row.panel)
+    return Panels(floor_to_cell(row.panel * height // width), row.panel, layout)
 
 
 def method_lora(draft: Draft, task: str, style: str | None = None) -> Draft:

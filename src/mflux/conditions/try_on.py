@@ -26,19 +26,21 @@ class TryOn(Condition):
     """Dress a person in a garment.  Without a prompt, the model's own is used.
 
     person, mask: of the same size, white where the garment goes.  garment: its picture.  All are stretched to the run's
-    size (the width that the model was trained on, in the person's proportion, if none is given).
+    size (the width that the model was trained on, in the person's proportion, if none is given).  layout: the garment
+    stands `lr`, left of the person, as the model was trained, or `tb`, above.
     """
 
     person: PictureSource = field(metadata=PICTURE)
     mask: PictureSource = field(metadata=PICTURE)
     garment: PictureSource = field(metadata=PICTURE)
+    layout: str = "lr"
 
     def plan(self, draft: Draft) -> Draft:
         person = open_picture(self.person, "person")
         open_picture(self.garment, "garment")
-        wish = panel_of(method_row(draft, "try-on"), person.height, person.width)
+        wish = panel_of(method_row(draft, "try-on"), person.height, person.width, self.layout)
         size = draft.asked(wish.height, wish.width)
-        panels = Panels(*size) if size else wish
+        panels = Panels(*size, self.layout) if size else wish
         self._mask(panels)
         draft = panels.lay_out(draft, "TryOn").widened(FILL_CHANNELS, "TryOn", "try-on")
         if not draft.request.prompt:
@@ -46,7 +48,7 @@ class TryOn(Condition):
         return method_lora(replace(draft.meant_for("try-on"), encodes=max(draft.encodes, 1)), "try-on")
 
     def prepare(self, stage: Stage) -> Prepared:
-        panels = Panels.of(stage.plan)
+        panels = Panels.of(stage.plan, self.layout)
         person, garment = (
             open_picture(source, name).resized(panels.height, panels.width)
             for source, name in ((self.person, "person"), (self.garment, "garment"))
