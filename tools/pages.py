@@ -99,7 +99,7 @@ mflux-generate-in-context {DRAW} --prompt "a large red circle, on a blue backgro
 mflux-generate-in-context-catvton {DRAW} --person-image circle.png --person-mask mask.png --garment-image square.png
 """,
     "mflux-generate-in-context-edit": f"""\
-mflux-generate-in-context-edit {DRAW} --reference-image circle.png --instruction "the circle is green"
+mflux-generate-in-context-edit {DRAW} --reference-image circle.png --instruction "make the circle green"
 """,
     "mflux-generate-fluxspace": f"""\
 mflux-generate-fluxspace {DRAW} --prompt "a large red circle, on a blue background" --edit-prompt yellow --lambda-fine 6

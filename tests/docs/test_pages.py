@@ -45,7 +45,7 @@ def test_every_example_runs_with_the_built_in_model(prepared, tmp_path, command)
         )
 
 
-@pytest.mark.parametrize("name", ["coming-from.md", "looking-inside.md"])
+@pytest.mark.parametrize("name", ["coming-from.md", "looking-inside.md", "several-machines.md"])
 def test_every_block_of_the_hand_written_documents_runs(tmp_path, name):
     blocks = pages.BLOCK.findall((ROOT / "docs" / name).read_text("utf-8"))
     assert blocks
