@@ -28,6 +28,7 @@ def finished(trainer):
         {},
         {"training_loop__ema": {"decay": 0.5}, "examples__caption_dropout": 0.5, "examples__flip": True},
         {"training_loop__batch_size": 1, "training_loop__gradient_accumulation_steps": 2},
+        {"optimizer__name": "Prodigy", "optimizer__learning_rate": 1.0},
     ],
 )
 def test_a_run_that_was_cut_anywhere_ends_in_the_same_bits(trainer, tmp_path, extra):

@@ -7,16 +7,19 @@ import mlx.core as mx
 from mlx import optimizers
 
 from mflux.models.lora import Factors
+from mflux.training.prodigy import Prodigy
 from mflux.training.spec import Optimizer
 
 
-def build(settings: Optimizer) -> optimizers.Optimizer:
-    """MLX's optimizer.  Adafactor would ignore the learning rate unless it is told not to."""
+def build(settings: Optimizer) -> optimizers.Optimizer | Prodigy:
+    """MLX's optimizer, or Prodigy.  Adafactor would ignore the learning rate unless it is told not to."""
     rate, betas = settings.learning_rate, list(settings.betas)
     eps, decay, corrected = settings.eps, settings.weight_decay, settings.bias_correction
-    makers: dict[str, Callable[[], optimizers.Optimizer]] = {
+    warms_up = settings.schedule.warmup_steps > 0
+    makers: dict[str, Callable[[], optimizers.Optimizer | Prodigy]] = {
         "AdamW": lambda: optimizers.AdamW(rate, betas, eps, decay, corrected),
         "Adam": lambda: optimizers.Adam(rate, betas, eps, corrected),
+        "Prodigy": lambda: Prodigy(rate, betas, eps, decay, corrected, warms_up),
         "Lion": lambda: optimizers.Lion(rate, betas, decay),
         "Adafactor": lambda: optimizers.Adafactor(rate, weight_decay=decay, relative_step=False, scale_parameter=False),
     }

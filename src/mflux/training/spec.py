@@ -14,7 +14,7 @@ from mflux.weights.catalog import BITS
 MANY = 10**9
 KINDS = ("t2i", "kontext", "fill_spatial", "fill_edit")
 PAIRS = KINDS[1:]  # kinds whose items have an input picture
-OPTIMIZERS = ("AdamW", "Adam", "Adafactor", "Lion")
+OPTIMIZERS = ("AdamW", "Adam", "Adafactor", "Lion", "Prodigy")
 ADAPTERS = ("lora", "dora", "lokr")
 EXPORTS = ("diffusers", "kohya", "comfyui")
 TIMESTEPS = ("schedule", "uniform", "logit_normal", "shift", "flux_shift")
