@@ -4,11 +4,13 @@ import itertools
 import logging
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from mflux import Config
 from mflux.errors import MfluxError, UsageError
+from mflux.models.lora import TrainedLinear
 from mflux.training import checkpoint as checkpoints
 
 
@@ -29,6 +31,7 @@ def finished(trainer):
         {"training_loop__ema": {"decay": 0.5}, "examples__caption_dropout": 0.5, "examples__flip": True},
         {"training_loop__batch_size": 1, "training_loop__gradient_accumulation_steps": 2},
         {"optimizer__name": "Prodigy", "optimizer__learning_rate": 1.0},
+        {"lora_layers__single_transformer_blocks__dropout": 0.5},
     ],
 )
 def test_a_run_that_was_cut_anywhere_ends_in_the_same_bits(trainer, tmp_path, extra):
@@ -74,6 +77,29 @@ def test_gradients_with_checkpointing_are_the_same_to_the_bit(trainer):
     (loss, gradients), (plain_loss, plain) = results
     assert loss.item() == plain_loss.item() and same(gradients, plain)
     assert all(mx.abs(each).max().item() > 0 for each in gradients.values())
+
+
+def test_dropout_hides_inputs_from_the_adapter_alone_and_only_while_it_learns(trainer):
+    names = ("transformer_blocks", "single_transformer_blocks")
+    dropping = trainer(**{f"lora_layers__{name}__dropout": 0.5 for name in names})
+    loss, gradients = dropping.gradients(list(dropping.slots(0)))
+    once_more = dropping.gradients(list(dropping.slots(0)))[1]
+    plain = trainer()
+    plain_loss, whole = plain.gradients(list(plain.slots(0)))
+    assert loss.item() == plain_loss.item(), "B is zero: the network's own path sees everything"
+    assert same(gradients, once_more) and not same(gradients, whole)
+    assert all(layer._key is None for layer in dropping.layers.values())
+
+
+def test_dropout_keeps_the_mean_of_what_an_adapter_adds():
+    layer = TrainedLinear(nn.Linear(8, 4), {"lora_A": mx.ones((2, 8)), "lora_B": mx.ones((4, 2))}, 1.0, dropout=0.25)
+    x, added = mx.ones((4000, 8)), []
+    for seed in (None, 1):
+        layer.drop_by(None if seed is None else mx.random.key(seed))
+        added.append(layer(x) - layer.base(x))
+    assert np.unique(np.array(added[0])).size == 1
+    assert added[1].mean().item() == pytest.approx(added[0].mean().item(), rel=0.02)
+    assert np.unique(np.round(np.array(added[1]), 3)).size > 4
 
 
 def test_a_fast_batch_and_one_with_accumulation_give_the_gradients_of_single_passes(trainer):

@@ -127,13 +127,18 @@ class TrainedLinear(nn.Module):
 
     factors: `lora_A` (r, in) and `lora_B` (out, r), for DoRA also `lora_magnitude_vector` (out,); or, for LoKr,
     `lokr_w1`, `lokr_w2_a` and `lokr_w2_b`.  They stay in float32 and are cast in each call, so that the network keeps
-    its own type.  The lengths of DoRA's rows count as constants, as in peft.
+    its own type.  The lengths of DoRA's rows count as constants, as in peft.  dropout: where `drop_by` gave a key, that
+    share of the adapter's inputs are zeros, and the others are larger to make up for it.
     """
 
-    def __init__(self, base: nn.Module, factors: Mapping[str, mx.array], scale: float):
+    def __init__(self, base: nn.Module, factors: Mapping[str, mx.array], scale: float, dropout: float = 0.0):
         super().__init__()
-        self.base, self._scale, self._names = base, scale, tuple(factors)
+        self.base, self._scale, self._names, self._dropout = base, scale, tuple(factors), dropout
+        self._key: mx.array | None = None
         self.put(factors)
+
+    def drop_by(self, key: mx.array | None) -> None:
+        self._key = key if self._dropout else None
 
     @property
     def factors(self) -> dict[str, mx.array]:
@@ -156,7 +161,12 @@ class TrainedLinear(nn.Module):
         plain, adapter, factor = self.base(x), self.adapter(x.dtype), None
         if adapter.magnitude is not None:
             factor = adapter.magnitude / mx.stop_gradient(row_lengths(self.base, adapter)).astype(x.dtype)
-        return plain + addition(self.base, plain, x, adapter, factor)
+        return plain + addition(self.base, plain, self._seen(x), adapter, factor)
+
+    def _seen(self, x: mx.array) -> mx.array:
+        if self._key is None:
+            return x
+        return x * mx.random.bernoulli(1 - self._dropout, x.shape, self._key).astype(x.dtype) / (1 - self._dropout)
 
 
 def addition(base: nn.Module, plain: mx.array, x: mx.array, adapter: Adapter, factor: mx.array | None) -> mx.array:

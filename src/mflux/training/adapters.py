@@ -23,9 +23,8 @@ def attach(network: nn.Module, targets: Sequence[Target], seed: int) -> dict[str
     modules = dict(network.named_modules())
     layers = {}
     for target in targets:
-        layers[target.path] = TrainedLinear(
-            modules[target.path], drawn(modules[target.path], target, seed), target.scale
-        )
+        base = modules[target.path]
+        layers[target.path] = TrainedLinear(base, drawn(base, target, seed), target.scale, target.dropout)
         put(network, target.path, layers[target.path])
     return layers
 

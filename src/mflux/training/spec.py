@@ -45,12 +45,14 @@ class BlockRange:
 
 @dataclass(frozen=True)
 class Layers:
-    """Adapters of one block family.  alpha: the change is scaled by alpha / rank; None: 1."""
+    """Adapters of one block family.  alpha: the change is scaled by alpha / rank; None: 1.  dropout: the share of its
+    inputs that an adapter does not see in an update."""
 
     block_range: BlockRange = part(BlockRange)
     layer_types: tuple[str, ...] = listed(text())
     lora_rank: int = whole(1, 4096)
     alpha: float | None = number(0, 1e6, None, above=True)
+    dropout: float = number(0, 1, 0.0, below=True)
     type: str = choice(ADAPTERS, "lora")
 
 
@@ -61,6 +63,7 @@ class Outside:
     layer_types: tuple[str, ...] = listed(choice(OUTSIDE))
     lora_rank: int = whole(1, 4096)
     alpha: float | None = number(0, 1e6, None, above=True)
+    dropout: float = number(0, 1, 0.0, below=True)
     type: str = choice(ADAPTERS, "lora")
 
 
@@ -260,6 +263,7 @@ class Target:
     rank: int
     scale: float
     type: str = "lora"
+    dropout: float = 0.0
 
 
 def targets_of(spec: Spec) -> list[Target]:
@@ -274,11 +278,12 @@ def targets_of(spec: Spec) -> list[Target]:
         for index in sorted(set(indices)):
             for name in dict.fromkeys(known.get(name, name) for name in layers.layer_types):
                 path = f"{family}.{index}.{name}"
-                found.append(Target(path, layers.lora_rank, scale_of(layers), layers.type))
+                found.append(target(path, layers))
     if outside := spec.lora_layers.outside_blocks:
-        found += [Target(name, outside.lora_rank, scale_of(outside), outside.type) for name in outside.layer_types]
+        found += [target(name, outside) for name in outside.layer_types]
     return found
 
 
-def scale_of(layers: Layers | Outside) -> float:
-    return 1.0 if layers.alpha is None else layers.alpha / layers.lora_rank
+def target(path: str, layers: Layers | Outside) -> Target:
+    scale = 1.0 if layers.alpha is None else layers.alpha / layers.lora_rank
+    return Target(path, layers.lora_rank, scale, layers.type, layers.dropout)

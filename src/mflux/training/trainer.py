@@ -46,13 +46,15 @@ MAX_SKIPPED = 3  # updates in a row whose loss is not finite
 
 @dataclass(frozen=True)
 class Slot:
-    """One example's place in an update, with what is drawn for it.  share: of its loss in the update's."""
+    """One example's place in an update, with what is drawn for it.  share: of its loss in the update's; draws: what its
+    random numbers are made of."""
 
     example: Example
     branch: Branch
     noise: mx.array  # (1, S, 64)
     sigma: mx.array  # (1,)
     share: float
+    draws: tuple[int, ...]
 
 
 class Trainer:
@@ -159,7 +161,7 @@ class Trainer:
             dropped = uniform(*what, "caption") < spec.examples.caption_dropout
             branch = example.unconditional if dropped and example.unconditional else example.branch
             noise = mx.random.normal(example.x0.shape, key=key_of(*what, "noise"))
-            yield Slot(example, branch, noise, mx.array([level]), share)
+            yield Slot(example, branch, noise, mx.array([level]), share, what)
 
     def gradients(self, slots: Sequence[Slot]) -> tuple[mx.array, Factors]:
         """Loss and gradients of some slots of an update, evaluated."""
@@ -168,7 +170,17 @@ class Trainer:
         batches = [[slot] for slot in slots]
         if self.spec.training_loop.batching == "fast":
             batches = alike(slots, self.spec.training_loop.batch_size)
-        return tree_sum(batches, lambda batch: value_and_gradients(self.layers, self.factors, self.loss_of(batch)))
+        return tree_sum(batches, self.of_batch)
+
+    def of_batch(self, batch: Sequence[Slot]) -> tuple[mx.array, Factors]:
+        """Loss and gradients of one pass; its first slot decides what adapters do not see."""
+        for path, layer in self.layers.items():
+            layer.drop_by(key_of(*batch[0].draws, "dropout", path))
+        try:
+            return value_and_gradients(self.layers, self.factors, self.loss_of(batch))
+        finally:
+            for layer in self.layers.values():
+                layer.drop_by(None)
 
     def loss_of(self, batch: Sequence[Slot]) -> Any:
         """A function without arguments: the batch's part of the update's loss."""
