@@ -54,6 +54,25 @@ def test_a_run_leaves_checkpoints_plots_previews_a_log_and_a_lora_that_draws(cli
     assert drawn.code == 0 and drawn.out == "image.png\n"
 
 
+def test_the_log_goes_to_tensorboard_where_that_is_asked_for(cli, config):
+    done = train(cli, "--config", "train.json", "--set", 'instrumentation.log=["tensorboard"]')
+    assert done.code == 0, done.err
+    assert not Path("run/log.jsonl").exists()
+    (events,) = Path("run/tensorboard").iterdir()
+    assert [step for step, name, _ in scalars(events.read_bytes()) if name == "loss"] == [1, 2]
+
+
+def scalars(data):
+    """Step, name and value of each number in a file of tensorboard's events: length, checksum, event, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
+        data = data[16 + length :]
+
+
 def test_a_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(cli, config):
     assert train(cli, "--config", "train.json").code == 0
     whole = Path("run/adapter.safetensors").read_bytes()

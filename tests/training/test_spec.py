@@ -76,6 +76,8 @@ BLOCKS = "lora_layers.single_transformer_blocks"
         ({"optimizer.name": "SGD"}, "`optimizer.name`: 'SGD' is unknown; choose one of AdamW"),
         ({"optimizer.schedule": {"name": "linear"}}, "`optimizer.schedule.name`: 'linear' is unknown"),
         ({"optimizer.betas": [0.9]}, "`optimizer.betas`: there are 1, not two"),
+        ({f"{BLOCKS}.dropout": 1}, f"`{BLOCKS}.dropout`: 1 is out of range"),
+        ({"instrumentation": {"log": ["wandb"]}}, "`instrumentation.log[0]`: 'wandb' is unknown"),
         ({"seed": True}, "`seed`: True is not"),
         ({"model": "dave"}, "`model`: unknown model `dave`"),
         ({"quantize": 7}, "`quantize`: 7 is unknown; choose one of 3, 4, 5, 6, 8"),

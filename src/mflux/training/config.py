@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,8 @@ def pair_problems(spec: Spec) -> Problems:
         problems.append(f"`training_loop.batch_size`: {loop.batch_size} is above the {count} examples")
     if loop.timestep.low >= loop.timestep.high:
         problems.append(f"`training_loop.timestep`: low {loop.timestep.low} is not below high {loop.timestep.high}")
+    if spec.instrumentation and "tensorboard" in spec.instrumentation.log and find_spec("tensorboardX") is None:
+        problems.append("`instrumentation.log`: tensorboard needs a package: `pip install tensorboardX`")
     if len(spec.optimizer.betas) != 2:
         problems.append(f"`optimizer.betas`: there are {len(spec.optimizer.betas)}, not two")
     return problems

@@ -3,11 +3,12 @@
 Nothing here draws from the run's random numbers, so looking at a run does not change it.
 """
 
+import atexit
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,8 +79,27 @@ def watch(trainer: Followed, update: Update, folder: Path) -> None:
         prompts = watching.preview_prompts or ((watching.validation_prompt,) if watching.validation_prompt else ())
         if prompts and due(watching.generate_image_frequency):
             preview(trainer, prompts, folder / "_validation" / "images" / f"{update.step:07d}_validation_image.png")
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    logs = trainer.spec.instrumentation.log if trainer.spec.instrumentation else ("jsonl",)
+    if "jsonl" in logs:
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    if "tensorboard" in logs:
+        events = event_writer(folder / "tensorboard")
+        for name, value in line.items():
+            if name != "step":
+                events.add_scalar(name, value, update.step)
+        if update.step == update.total:
+            events.close()
+            event_writer.cache_clear()
+
+
+@cache
+def event_writer(folder: Path) -> Any:
+    from tensorboardX import SummaryWriter  # a package of its own, which only who asks for it needs
+
+    writer = SummaryWriter(str(folder), flush_secs=10)
+    atexit.register(writer.close)  # its thread writes later than it is told; a run may be stopped
+    return writer
 
 
 def plot(trainer: Followed, path: Path) -> None:

@@ -14,6 +14,7 @@ from mflux.weights.catalog import BITS
 MANY = 10**9
 KINDS = ("t2i", "kontext", "fill_spatial", "fill_edit")
 PAIRS = KINDS[1:]  # kinds whose items have an input picture
+LOGS = ("jsonl", "tensorboard")
 OPTIMIZERS = ("AdamW", "Adam", "Adafactor", "Lion", "Prodigy")
 ADAPTERS = ("lora", "dora", "lokr")
 EXPORTS = ("diffusers", "kohya", "comfyui")
@@ -192,10 +193,13 @@ class Validation:
 
 @dataclass(frozen=True)
 class Instrumentation:
+    """log: where the numbers of each update go; tensorboard's events need the package tensorboardX."""
+
     plot_frequency: int = whole(1, MANY, 10)
     generate_image_frequency: int = whole(1, MANY, 100)
     validation_prompt: str | None = text(None)
     preview_prompts: tuple[str, ...] | None = listed(text(), None)
+    log: tuple[str, ...] = listed(choice(LOGS), ("jsonl",))
     validation: Validation | None = part(Validation, None)
 
 
