@@ -44,6 +44,7 @@ def train(values: Values) -> None:
         raise UsageError("there is no checkpoint that could differ", "leave it out, or give one", "allow_mismatch")
 
     from mflux.training import config as files
+    from mflux.training.newer import in_our_keys
 
     settings = read_settings(values)
     if "train_checkpoint" in values:
@@ -54,7 +55,8 @@ def train(values: Values) -> None:
         config, folder, name = saved.config, path.parent, str(path)
     else:
         path = expand(values["train_config"], "train_config")
-        config, folder, name, saved = files.read_json_file(path), path.absolute().parent, str(path), None
+        folder, name, saved = path.absolute().parent, str(path), None
+        config = in_our_keys(files.read_json_file(path), folder)
     config = files.with_settings(config, settings | ranks(config, values))
     try:
         config = files.with_items(config, folder)

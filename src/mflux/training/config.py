@@ -11,7 +11,18 @@ from mflux.errors import UsageError
 from mflux.models.transformer import TransformerConfig
 from mflux.paths import expand
 from mflux.training.fields import Problems, read
-from mflux.training.spec import FAMILIES, OUTSIDE, PAIRS, BlockRange, Examples, Prior, Spec, Validation, targets_of
+from mflux.training.spec import (
+    FAMILIES,
+    OUTSIDE,
+    PAIRS,
+    BlockRange,
+    Examples,
+    Module,
+    Prior,
+    Spec,
+    Validation,
+    targets_of,
+)
 from mflux.weights.catalog import TASK_CHANNELS, check_name, find
 from mflux.weights.kinds import read_config
 from mflux.weights.resolve import resolve
@@ -107,11 +118,32 @@ def target_problems(spec: Spec) -> Problems:
             for name in outside.layer_types
             if outside.lora_rank > min(narrow[name], sizes.width)
         ]
+    for index, module in enumerate(spec.lora_layers.targets):
+        problems += module_problems(
+            module, f"lora_layers.targets[{index}]", counts, narrow | {"": sizes.width}, spec.model
+        )
     if {"kohya", "comfyui"} & set(spec.save.export) and any(target.type != "lora" for target in targets_of(spec)):
         problems.append("`save.export`: only adapters of type `lora` can be written for kohya and ComfyUI")
     if not problems and not targets_of(spec):
         problems.append("`lora_layers`: it selects no layer; give `transformer_blocks` or `single_transformer_blocks`")
     return problems
+
+
+def module_problems(
+    module: Module, path: str, counts: Mapping[str, int], sides: Mapping[str, int], model: str
+) -> Problems:
+    """sides: the narrower side of the layers outside the blocks, and of those inside under no name."""
+    family, name = module.place
+    if not name:
+        known = "`transformer_blocks.{block}.attn.to_q`, `single_transformer_blocks.{block}.proj_mlp` or `x_embedder`"
+        return [f"`{path}.module_path`: {short(module.module_path)} is no layer of FLUX.1; they are called {known}"]
+    problems = []
+    if module.rank > (most := min(sides[""], sides[name if not family else ""])):
+        problems.append(f"`{path}.rank`: {module.rank} is above the {most} sides of `{name}`")
+    if family:
+        blocks = module.blocks or BlockRange()
+        return problems + block_problems(blocks, f"{path}.blocks", counts[family], model)
+    return problems + ([f"`{path}.blocks`: `{name}` is in no block"] if module.blocks else [])
 
 
 def block_problems(blocks: BlockRange, path: str, count: int, model: str) -> Problems:

@@ -3,6 +3,7 @@
 Every key of mflux 0.8 keeps its name and meaning; the new ones have defaults.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,31 @@ class Outside:
 
 
 @dataclass(frozen=True)
+class Module:
+    """Adapters of one layer in some blocks.  module_path: `transformer_blocks.{block}.attn.to_q`, or one outside."""
+
+    module_path: str = text()
+    rank: int = whole(1, 4096)
+    blocks: BlockRange | None = part(BlockRange, None)
+    alpha: float | None = number(0, 1e6, None, above=True)
+    dropout: float = number(0, 1, 0.0, below=True)
+    type: str = choice(ADAPTERS, "lora")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Block family and layer, by diffusers' names; no family for a layer outside.  Both empty if there is none."""
+        family, _, name = self.module_path.rpartition(".{block}.")
+        name = FAMILIES.get(family, {}).get(name, name)
+        known = name in OUTSIDE if not family else name in FAMILIES.get(family, {}).values()
+        return (family, name) if known else ("", "")
+
+
+@dataclass(frozen=True)
 class LoraLayers:
     transformer_blocks: Layers | None = part(Layers, None)
     single_transformer_blocks: Layers | None = part(Layers, None)
     outside_blocks: Outside | None = part(Outside, None)
+    targets: tuple[Module, ...] = listed(part(Module), ())
 
 
 @dataclass(frozen=True)
@@ -271,23 +293,36 @@ class Target:
 
 
 def targets_of(spec: Spec) -> list[Target]:
-    """The layers that are trained, in the order of the network."""
-    found = []
-    for family, known in FAMILIES.items():
-        layers = getattr(spec.lora_layers, family)
-        if layers is None:
-            continue
-        blocks = layers.block_range
-        indices = blocks.indices if blocks.indices is not None else range(blocks.start or 0, blocks.end or 0)
-        for index in sorted(set(indices)):
-            for name in dict.fromkeys(known.get(name, name) for name in layers.layer_types):
-                path = f"{family}.{index}.{name}"
-                found.append(target(path, layers))
-    if outside := spec.lora_layers.outside_blocks:
-        found += [target(name, outside) for name in outside.layer_types]
-    return found
+    """The layers that are trained, in the order of the network; of one that is named twice, the last."""
+    wanted, found = spec.lora_layers, dict[str, Target]()
+
+    def take(family: str, blocks: BlockRange | None, names: Sequence[str], layers: Layers | Outside | Module) -> None:
+        rank = layers.rank if isinstance(layers, Module) else layers.lora_rank
+        scale = 1.0 if layers.alpha is None else layers.alpha / rank
+        for name in names:
+            name = FAMILIES.get(family, {}).get(name, name)
+            for path in [f"{family}.{index}.{name}" for index in indices_of(blocks)] if blocks else [name]:
+                found[path] = Target(path, rank, scale, layers.type, layers.dropout)
+
+    for family in FAMILIES:
+        if layers := getattr(wanted, family):
+            take(family, layers.block_range, layers.layer_types, layers)
+    if wanted.outside_blocks:
+        take("", None, wanted.outside_blocks.layer_types, wanted.outside_blocks)
+    for module in wanted.targets:
+        family, name = module.place
+        take(family, module.blocks, [name] if name else [], module)
+    return sorted(found.values(), key=place_in_network)
 
 
-def target(path: str, layers: Layers | Outside) -> Target:
-    scale = 1.0 if layers.alpha is None else layers.alpha / layers.lora_rank
-    return Target(path, layers.lora_rank, scale, layers.type, layers.dropout)
+def indices_of(blocks: BlockRange) -> list[int]:
+    listed = blocks.indices if blocks.indices is not None else range(blocks.start or 0, blocks.end or 0)
+    return sorted(set(listed))
+
+
+def place_in_network(target: Target) -> tuple[int, int, int]:
+    family, _, rest = target.path.partition(".")
+    if family not in FAMILIES:
+        return len(FAMILIES), 0, OUTSIDE.index(target.path)
+    index, _, name = rest.partition(".")
+    return [*FAMILIES].index(family), int(index), [*FAMILIES[family].values()].index(name)
