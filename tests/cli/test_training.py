@@ -54,6 +54,22 @@ def test_a_run_leaves_checkpoints_plots_previews_a_log_and_a_lora_that_draws(cli
     assert drawn.code == 0 and drawn.out == "image.png\n"
 
 
+def test_the_class_is_drawn_before_it_is_learnt_and_only_once(cli, config):
+    prior = 'training_loop.prior={"class_prompt": "a thing", "num": 2}'
+    done = train(cli, "--config", "train.json", "--set", prior)
+    assert done.code == 0, done.err
+    drawn = {path: path.stat().st_mtime_ns for path in Path("run/_cache/class").iterdir()}
+    assert len(drawn) == 2
+    again = train(
+        cli, "--resume", "latest", "--output", "run", "--max-steps", "4", "--set", "training_loop.num_epochs=9"
+    )
+    assert again.code == 0, again.err
+    assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
+    plain = train(cli, "--config", "train.json", "--output", "plain")
+    assert plain.code == 0
+    assert Path("plain/adapter.safetensors").read_bytes() != Path("run/adapter.safetensors").read_bytes()
+
+
 def test_the_log_goes_to_tensorboard_where_that_is_asked_for(cli, config):
     done = train(cli, "--config", "train.json", "--set", 'instrumentation.log=["tensorboard"]')
     assert done.code == 0, done.err

@@ -80,7 +80,10 @@ def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: P
     """Train to the end.  Of several processes the first one writes."""
     from mflux.engine.flux import Flux1
     from mflux.ranks import RankLostError, launched
+    from mflux.training import config as files
+    from mflux.training.dataset import find_sources
     from mflux.training.outputs import check_disk, write_adapters
+    from mflux.training.prior import drawn_class
     from mflux.training.trainer import Trainer
 
     ranks = launched()
@@ -94,6 +97,11 @@ def run(spec: Any, config: Any, sources: Any, held_out: Any, saved: Any, path: P
         folder = path.parent.parent  # the run's own
     cache = expand(spec.examples.cache, "cache") if spec.examples.cache else folder / "_cache"
     flux = Flux1(spec.model, spec.quantize, force=True)
+    if spec.training_loop.prior and spec.training_loop.prior.class_prompt:
+        group = drawn_class(spec, flux, cache / "class")
+        config = files.with_settings(config, {"training_loop.prior": group})
+        spec = files.read_spec(config, str(path), path.absolute().parent)
+        sources, held_out = find_sources(spec, path.absolute().parent, str(path))
     trainer = Trainer(spec, config, flux, sources, held_out, cache if first else None, ranks)
     if saved:
         trainer.restore(saved, bool(values.get("allow_mismatch")))

@@ -171,6 +171,12 @@ def pair_problems(spec: Spec) -> Problems:
         problems.append("`width`, `height`: missing; give both, or a `resolution`")
     if (spec.width or spec.height) and spec.resolution:
         problems.append("`resolution`: `width` or `height` is there too; give one or the other")
+    if loop.prior and bool(loop.prior.images) == bool(loop.prior.class_prompt):
+        problems.append("`training_loop.prior`: give `images`, a `path` with them, or a `class_prompt`")
+    if loop.prior and loop.prior.class_prompt and needs_pair:
+        problems.append(f"`training_loop.prior.class_prompt`: kind `{spec.kind}` learns from pairs; give `images`")
+    if spec.examples.resize == "bucket" and spec.resolution is None:
+        problems.append("`examples.resize`: `bucket` needs a `resolution` in place of `width` and `height`")
     count = sum(item.repeats for item in spec.examples.images)
     if loop.batch_size > count:
         problems.append(f"`training_loop.batch_size`: {loop.batch_size} is above the {count} examples")

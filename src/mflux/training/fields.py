@@ -49,6 +49,18 @@ def flag(default: bool) -> Any:
     return checked(check, default)
 
 
+def flag_or_whole(low: int, high: int, default: bool) -> Any:
+    def check(value: Any, path: str, problems: Problems) -> Any:
+        if isinstance(value, bool):
+            return value
+        try:
+            return check_number(path, value, low, high, whole=True)
+        except UsageError as error:
+            problems.append(f"`{path}`: {error.problem}; {error.hint}, or true or false")
+
+    return checked(check, default)
+
+
 def text(default: Any = MISSING) -> Any:
     def check(value: Any, path: str, problems: Problems) -> Any:
         if not isinstance(value, str) or not value.strip():

@@ -15,7 +15,7 @@ from mlx.utils import tree_map
 
 from mflux.engine.network import Branch, Network
 from mflux.models.lora import Factors, TrainedLinear
-from mflux.models.transformer import NO_HOOKS, BlockHooks
+from mflux.models.transformer import NO_HOOKS, BlockHooks, FluxBlocks
 
 Summed = TypeVar("Summed")
 Part = TypeVar("Part")
@@ -52,6 +52,19 @@ def checkpointed(block: nn.Module, *arguments: Any) -> Any:
 
 
 CHECKPOINTED = replace(NO_HOOKS, call=checkpointed)
+
+
+def checkpointing(network: FluxBlocks, every: bool | int) -> BlockHooks:
+    """All blocks checkpointed, none, or every n-th."""
+    if every is True or every is False:
+        return CHECKPOINTED if every else NO_HOOKS
+    blocks = [*network.transformer_blocks, *network.single_transformer_blocks]
+    chosen = {id(block) for block in blocks[::every]}
+
+    def call(block: nn.Module, *given: Any) -> Any:
+        return checkpointed(block, *given) if id(block) in chosen else block(*given)
+
+    return replace(NO_HOOKS, call=call)
 
 
 def value_and_gradients(

@@ -49,11 +49,14 @@ def learning_blocks(spec: Spec, sizes: TransformerConfig) -> TransformerConfig:
     return replace(sizes, num_layers=joint, num_single_layers=single)
 
 
-def activation_bytes(sizes: TransformerConfig, tokens: int, checkpointed: bool, bytes_each: int) -> int:
-    """What the forward pass of one example keeps for the backward pass, at its worst moment.  tokens: text's too."""
+def activation_bytes(sizes: TransformerConfig, tokens: int, checkpointed: bool | int, bytes_each: int) -> int:
+    """What the forward pass of one example keeps for the backward pass, at its worst moment.  tokens: text's too.
+
+    checkpointed: all blocks, or every n-th.
+    """
     stream, scores = tokens * sizes.width, sizes.num_attention_heads * tokens**2
     joint, single = sizes.num_layers, sizes.num_single_layers
-    if checkpointed:
-        return int(bytes_each * ((joint + single + ONE_BLOCK) * stream + ONE_SCORES * scores))
-    kept = (KEPT_SINGLE * single + KEPT_JOINT * joint + KEPT_OUTSIDE) * stream
-    return int(bytes_each * (kept + (joint + single + LAST_SCORES) * scores))
+    share = 1 / checkpointed if checkpointed else 0  # of the blocks
+    kept = (KEPT_SINGLE * single + KEPT_JOINT * joint + KEPT_OUTSIDE) * stream + (joint + single + LAST_SCORES) * scores
+    again = (joint + single + ONE_BLOCK) * stream + ONE_SCORES * scores
+    return int(bytes_each * (share * again + (1 - share) * kept))

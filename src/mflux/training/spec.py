@@ -9,7 +9,7 @@ from typing import Any
 
 from mflux.engine.request import MAX_SEED, MAX_SIDE
 from mflux.images.sizes import floor_to_cell, of_area
-from mflux.training.fields import checked, choice, flag, listed, number, part, text, whole
+from mflux.training.fields import checked, choice, flag, flag_or_whole, listed, number, part, text, whole
 from mflux.weights.catalog import BITS
 
 MANY = 10**9
@@ -115,8 +115,10 @@ class Timestep:
 
 @dataclass(frozen=True)
 class Loss:
-    """region: which part of the picture counts: all, the right half (side-by-side), or an item's mask."""
+    """region: which part of the picture counts: all, the right half (side-by-side), or an item's mask.  weighting: of
+    noise levels; they all count the same."""
 
+    weighting: str = choice(("none",), "none")
     region: str = choice(("all", "right", "mask"), "all")
 
 
@@ -137,11 +139,14 @@ class Item:
 class Prior:
     """Pictures of the subject's class, trained beside it so that the class stays what it was.
 
-    weight: of their mean loss.  Source: DreamBooth, arXiv 2208.12242.
+    class_prompt, num: in place of images, the model draws so many of them before it learns.  weight: of their mean loss.
+    Source: DreamBooth, arXiv 2208.12242.
     """
 
-    images: tuple[Item, ...] = listed(part(Item))
+    images: tuple[Item, ...] = listed(part(Item), ())
     path: str = text(".")
+    class_prompt: str | None = text(None)
+    num: int = whole(1, 10**5, 50)
     weight: float = number(0, 1e3, 1.0)
 
 
@@ -154,13 +159,14 @@ class Ema:
 class TrainingLoop:
     """batch_size: examples of an update and accumulation step.  batching: `exact` sums one backward pass an example in
     a fixed order, the same bits however they are spread; `fast` runs those of one size at once (1e-6).
+    gradient_checkpointing: compute what is inside a block again in the backward pass, in all blocks or in every n-th.
     """
 
     num_epochs: int = whole(1, MANY)
     batch_size: int = whole(1, 4096)
     max_steps: int | None = whole(1, MANY, None)
     gradient_accumulation_steps: int = whole(1, 4096, 1)
-    gradient_checkpointing: bool = flag(True)
+    gradient_checkpointing: bool | int = flag_or_whole(1, 1000, True)
     batching: str = choice(("exact", "fast"), "exact")
     timestep: Timestep = part(Timestep, Timestep())
     loss: Loss = part(Loss, Loss())
@@ -227,14 +233,15 @@ class Instrumentation:
 
 @dataclass(frozen=True)
 class Examples:
-    """resize: to the run's size by `crop`, keeping the aspect, or by `stretch` (mflux 0.8).  caption_dropout: the share
+    """resize: to the run's size by `crop`, keeping the aspect, or by `stretch` (mflux 0.8); `bucket`: crop, to a size
+    of each picture's own proportion, which `resolution` does anyway.  caption_dropout: the share
     of draws that see an empty prompt.  flip: half of the draws see the mirrored picture.  trigger: a word that stands
     before every caption that lacks it.  cache: folder of encoded examples, `_cache` of the run without one.
     """
 
     images: tuple[Item, ...] = listed(part(Item))
     path: str = text(".")
-    resize: str = choice(("crop", "stretch"), "crop")
+    resize: str = choice(("crop", "stretch", "bucket"), "crop")
     caption_dropout: float = number(0, 1, 0.0)
     flip: bool = flag(False)
     trigger: str | None = text(None)

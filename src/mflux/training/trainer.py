@@ -17,7 +17,6 @@ from mflux.engine.network import Branch, Network
 from mflux.engine.parts import TEXT_ENCODERS
 from mflux.errors import MfluxError, UsageError
 from mflux.models.lora import Factors
-from mflux.models.transformer import NO_HOOKS
 from mflux.ranks import Ranks
 from mflux.training import checkpoint as files
 from mflux.training.adapters import attach, detach, factors_of, old_name
@@ -27,7 +26,7 @@ from mflux.training.draws import key_of, shuffled, uniform
 from mflux.training.export import by_our_names, in_checkpoint, in_layouts
 from mflux.training.levels import noise_level
 from mflux.training.loss import (
-    CHECKPOINTED,
+    checkpointing,
     clipped,
     put_factors,
     sample_losses,
@@ -184,7 +183,7 @@ class Trainer:
 
     def loss_of(self, batch: Sequence[Slot]) -> Any:
         """A function without arguments: the batch's part of the update's loss."""
-        hooks = CHECKPOINTED if self.spec.training_loop.gradient_checkpointing else NO_HOOKS
+        hooks = checkpointing(self.transformer, self.spec.training_loop.gradient_checkpointing)
         first, shares_of = batch[0], mx.array([slot.share for slot in batch])
         rows = [(each.example.x0, each.noise, each.sigma, each.branch.text, each.branch.pooled) for each in batch]
         x0, noise, sigma, text, pooled = (mx.concatenate(list(arrays)) for arrays in zip(*rows, strict=True))
