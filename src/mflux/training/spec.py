@@ -139,8 +139,8 @@ class Item:
 class Prior:
     """Pictures of the subject's class, trained beside it so that the class stays what it was.
 
-    class_prompt, num: in place of images, the model draws so many of them before it learns.  weight: of their mean loss.
-    Source: DreamBooth, arXiv 2208.12242.
+    class_prompt, num: in place of images, the model draws so many of them before it learns.  weight: of their mean
+    loss.  Source: DreamBooth, arXiv 2208.12242.
     """
 
     images: tuple[Item, ...] = listed(part(Item), ())
