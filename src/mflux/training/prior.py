@@ -15,9 +15,7 @@ def drawn_class(spec: Spec, flux: Any, folder: Path) -> dict[str, Any]:
     assert prior and prior.class_prompt
     height, width = spec.size
     config = Config(num_inference_steps=spec.steps, height=height, width=width, guidance=spec.guidance)
-    name = digest(spec.model, spec.quantize, prior.class_prompt, spec.seed, spec.steps, spec.guidance, height, width)[
-        :12
-    ]
+    name = digest(spec.model, spec.quantize, prior.class_prompt, spec.seed, config, height, width)[:12]
     files = [folder / f"{name}_{index:04d}.png" for index in range(prior.num)]
     for index, file in enumerate(files):
         if not file.is_file():
