@@ -57,13 +57,10 @@ def test_random_seeds_are_the_same_for_all(tmp_path):
 
 
 def test_lines_are_spread(tmp_path):
-    (tmp_path / "jobs").write_text(
-        "".join(f'{{"prompt": "a star", "seed": {n}, "output": "{n}.png"}}\n' for n in range(3))
-    )
-    assert drawn(tmp_path, *DRAWING[:2], "--steps", 1, "--progress", "none", "--jobs", "jobs") == [
-        ["0.png", "2.png"],
-        ["1.png"],
-    ]
+    lines = [f'{{"prompt": "a star", "seed": {number}, "output": "{number}.png"}}' for number in range(3)]
+    (tmp_path / "jobs").write_text("\n".join([*lines, '{"prompt": "a ring", "output": "without.png"}']))
+    told = drawn(tmp_path, *DRAWING[:2], "--steps", 1, "--progress", "none", "--jobs", "jobs")
+    assert told == [["0.png", "2.png"], ["1.png", "without.png"]]
 
 
 def test_a_process_without_a_seed_says_so(tmp_path):

@@ -5,10 +5,15 @@ import numpy as np
 import pytest
 
 from evaluate import SETS, evaluate, product_painter
+from evaluate_control import evaluate_depth, evaluate_map, product_depth
+from evaluate_control import product_painter as steered_painter
 from evaluate_fill import evaluate_fill
 from evaluate_fill import product_painter as product_filler
 from evaluate_kontext import evaluate_kontext
 from evaluate_kontext import product_painter as product_editor
+from evaluate_masked_edit import evaluate_masked_edit
+from evaluate_panels import evaluate_panels
+from evaluate_panels import product_painter as panel_painter
 from evaluate_redux import product_painter as product_again
 from world import draw
 
@@ -18,6 +23,8 @@ BARS = {
     "seen": {"color": 90, "background": 90, "shape": 85, "place": 90},
     "two": {"color": 85, "background": 90, "place": 90},
 }
+PANELS = [("in-context", "color", 60), ("ic-edit", "done", 40)]
+MASKED_EDIT_BAR = 65
 
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in SETS if chosen.name in BARS], ids=lambda chosen: chosen.name)
@@ -48,6 +55,29 @@ def test_the_named_change_is_done_and_the_rest_kept(kind, done, kept):
     """Pairs of colour and shape that training never saw; the model is still young (docs/tiny-model.md)."""
     shares = evaluate_kontext(product_editor(GUIDANCE), kind, COUNT)
     assert shares["done"] >= done and shares["kept"] >= kept, shares
+
+
+def test_a_masked_edit_puts_the_reference_into_the_mask_and_leaves_the_rest():
+    shares = evaluate_masked_edit(COUNT, GUIDANCE)
+    assert shares["outside"] == 0
+    assert shares["color"] >= MASKED_EDIT_BAR, shares
+
+
+@pytest.mark.parametrize(("task", "answer", "bar"), PANELS)
+def test_the_right_panel_shows_what_it_should(task, answer, bar):
+    shares = evaluate_panels(panel_painter(task, GUIDANCE), task, COUNT)
+    assert shares[answer] >= bar, shares
+
+
+@pytest.mark.parametrize("kind", ["canny", "depth"])
+def test_outlines_follow_the_map_in_the_colours_of_the_words(kind):
+    shares = evaluate_map(steered_painter(kind, GUIDANCE, strength=1.0), 16)
+    assert shares["iou"] >= 78 and shares["color"] >= 90 and shares["background"] >= 90, shares
+
+
+def test_the_large_object_is_found_nearer_than_the_small_one():
+    shares = evaluate_depth(product_depth, 32)
+    assert shares["ordered"] >= 90, shares
 
 
 def test_schnell_is_the_base_with_its_guidance_built_in():

@@ -33,15 +33,12 @@ def tasks(count: int) -> list[tuple[Scene, Scene]]:
     return made
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--guidance", type=float, default=3.5)
-    options = parser.parse_args()
+def evaluate_masked_edit(count: int, guidance: float) -> dict[str, float]:
+    """Per cent of masks with the reference's shape and colour; the largest difference outside, in grey levels."""
     flux = Flux1.from_name("tiny/kontext")
-    config = Config(num_inference_steps=8, height=SIDE, width=SIDE, guidance=options.guidance)
+    config = Config(num_inference_steps=8, height=SIDE, width=SIDE, guidance=guidance)
     rows, outside = [], 0
-    for seed, (here, there) in enumerate(tasks(options.count)):
+    for seed, (here, there) in enumerate(tasks(count)):
         picture, new = np.asarray(draw(here)), there.things[0]
         mask = hole_around(box(here.things[0], MARGIN))
         condition = MaskedEdit(image=picture, mask=Image.fromarray(mask), reference=draw(there), fit="crop")
@@ -51,8 +48,18 @@ def main() -> None:
         seen = read(drawn).things[0]
         answers = {name: getattr(seen, name, None) == getattr(new, name) for name in ("shape", "color")}
         rows.append(answers | {"both": all(answers.values())})
-    found = {name: round(100 * float(np.mean([row[name] for row in rows])), 1) for name in rows[0]}
-    log("evaluate", source="masked edit", count=options.count, guidance=options.guidance, **found, outside=outside)
+    return {name: round(100 * float(np.mean([row[name] for row in rows])), 1) for name in rows[0]} | {
+        "outside": outside
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--guidance", type=float, default=3.5)
+    options = parser.parse_args()
+    found = evaluate_masked_edit(options.count, options.guidance)
+    log("evaluate", source="masked edit", count=options.count, guidance=options.guidance, **found)
 
 
 if __name__ == "__main__":

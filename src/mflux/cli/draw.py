@@ -92,14 +92,15 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
     watching.check()
     run.check()
     config, negative = check_config(values)
-    ranks, together = processes(), bool(values.get("split_image"))
+    together = bool(values.get("split_image"))
+    ranks = processes() if together or models is None else None  # each line of `--jobs` is one process's own
     writes = not together or ranks is None or ranks.rank == 0
     seeds = choose_seeds(run) if ranks is None or run.seed else ranks.first_says(choose_seeds(run))
     turns = read_turns(run)
     prompt = turns[0] if turns else read_prompt(run, command.needs_prompt)
     sweep = read_sweep(run, command)
     targets = output_names(run.output, seeds, len(turns), prompt)
-    if ranks is not None and not together and models is None:
+    if ranks is not None and not together:
         each = len(targets) // len(seeds)
         mine = range(ranks.rank, len(seeds), ranks.count)
         seeds, targets = tuple(seeds[n] for n in mine), [targets[n * each + k] for n in mine for k in range(each)]
