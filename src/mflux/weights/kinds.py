@@ -126,7 +126,9 @@ def check_size(path: Path, name: str, value: Any, default: Any) -> Any:
         value = tuple(value) if sound else value
     elif isinstance(default, int):
         counts = name in LAYER_COUNTS
-        low, high = (0, MAX_LAYERS) if counts else (0, 2**31 - 1) if name.endswith("_id") else (1, MAX_SIZE)
+        low, high = (
+            (0, MAX_LAYERS) if counts else (0, 2**31 - 1) if name.endswith(("_id", "_padding_value")) else (1, MAX_SIZE)
+        )
         sound = whole(value, low, high)
     elif isinstance(default, float):
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_SIZE
