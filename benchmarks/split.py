@@ -24,9 +24,8 @@ from timing import print_row
 import mlx.core as mx
 import numpy as np
 
-from mflux.engine.shards import split
 from mflux.models.transformer import FluxTransformer, TransformerConfig, rope_table
-from mflux.ranks import Ranks, launched
+from mflux.ranks import Ranks, launched, split
 
 TEXT = 512
 BLOCKS = (1, 2), (19, 38)  # joint and single: measured, and FLUX.1's

@@ -37,8 +37,10 @@ GROUPS = {
 }
 # What the examples work on: a picture, another one, and a mask.
 PREPARATION = """\
-mflux-generate --model tiny --prompt "a large red circle, on a blue background" --seed 4 --output circle.png
-mflux-generate --model tiny --prompt "a large green square, on a white background" --seed 5 --output square.png
+mflux-generate --model tiny --prompt "a large red circle in the center, on a blue background" \\
+  --seed 4 --output circle.png
+mflux-generate --model tiny --prompt "a large green square in the center, on a white background" \\
+  --seed 5 --output square.png
 python -c "
 from PIL import Image, ImageDraw
 mask = Image.new('L', (128, 128)); ImageDraw.Draw(mask).rectangle((16, 16, 112, 112), fill=255); mask.save('mask.png')"
@@ -49,7 +51,7 @@ EXAMPLES = {
 mflux-generate --model tiny --seed 3 --output drawn.png --prompt "a large pink heart, on a white background"
 mflux-generate --model tiny --prompt "a small green ring, on a white background" --seed 1 2 3 \\
   --output "{prompt}-{seed}.png"
-mflux-generate --model tiny --prompt "a large red square, on a blue background" \\
+mflux-generate --model tiny --prompt "a large red square in the center, on a blue background" \\
   --image-path circle.png --image-strength 0.3
 mflux-generate -C drawn.png --seed 7 --output again.png
 printf '%s\\n' "a red heart" '{"prompt": "a black square", "seed": 3, "output": "square.webp"}' > jobs.jsonl
@@ -58,27 +60,29 @@ mflux-generate --model tiny --prompt "a red heart" \\
   --progress json --preview preview.png --stepwise-image-output-dir steps
 """,
     "mflux-generate-fill": f"""\
-mflux-generate-fill {DRAW} --prompt "a large green square, on a blue background" \\
+mflux-generate-fill {DRAW} --prompt "a large green square in the center, on a blue background" \\
   --image-path circle.png --masked-image-path mask.png
-mflux-generate-fill --model tiny --prompt "a large red circle, on a blue background" \\
+mflux-generate-fill --model tiny --prompt "a large red circle in the center, on a blue background" \\
   --image-path circle.png --outpaint-padding "0,25%,0,25%" --output wide.png
 """,
     "mflux-generate-canny": f"""\
-mflux-generate-canny {DRAW} --prompt "a large green circle, on a white background" --image-path circle.png --save-canny
+mflux-generate-canny {DRAW} --prompt "a large green circle in the center, on a white background" \\
+  --image-path circle.png --save-canny
 """,
     "mflux-generate-depth": f"""\
-mflux-generate-depth {DRAW} --prompt "a large green circle, on a white background" \\
+mflux-generate-depth {DRAW} --prompt "a large green circle in the center, on a white background" \\
   --image-path circle.png --save-depth-map
 """,
     "mflux-save-depth": "mflux-save-depth --model tiny --image-path circle.png --output depth.png\n",
     "mflux-generate-controlnet": f"""\
-mflux-generate-controlnet {DRAW} --prompt "a large green circle, on a white background" \\
+mflux-generate-controlnet {DRAW} --prompt "a large green circle in the center, on a white background" \\
   --controlnet-image-path circle.png --controlnet-strength 0.8 --controlnet-save-canny
 """,
     "mflux-outpaint-canvas": 'mflux-outpaint-canvas circle.png --image-outpaint-padding "0,25%,0,25%"\n',
     "mflux-mask": "mflux-mask circle.png --output painted.png    # prints an address; saving in the page ends it\n",
     "mflux-upscale": f"""\
-mflux-upscale {DRAW} --prompt "a large red circle, on a blue background" --controlnet-image-path circle.png --scale 2
+mflux-upscale {DRAW} --prompt "a large red circle in the center, on a blue background" \\
+  --controlnet-image-path circle.png --scale 2
 """,
     "mflux-generate-kontext": f"""\
 mflux-generate-kontext {DRAW} --prompt "make the circle green" --image-path circle.png
@@ -92,7 +96,7 @@ mflux-generate-masked-edit {DRAW} --prompt "make the circle green" --image-path 
 mflux-generate-redux {DRAW} --redux-image-paths circle.png square.png --redux-image-strengths 1 0.5
 """,
     "mflux-generate-in-context": f"""\
-mflux-generate-in-context {DRAW} --prompt "a large red circle, on a blue background" \\
+mflux-generate-in-context {DRAW} --prompt "a large red circle in the center, on a blue background" \\
   --image-path circle.png --save-full-image
 """,
     "mflux-generate-in-context-catvton": f"""\
@@ -102,13 +106,15 @@ mflux-generate-in-context-catvton {DRAW} --person-image circle.png --person-mask
 mflux-generate-in-context-edit {DRAW} --reference-image circle.png --instruction "make the circle green"
 """,
     "mflux-generate-fluxspace": f"""\
-mflux-generate-fluxspace {DRAW} --prompt "a large red circle, on a blue background" --edit-prompt yellow --lambda-fine 6
+mflux-generate-fluxspace {DRAW} --prompt "a large red circle in the center, on a blue background" \\
+  --edit-prompt yellow --lambda-fine 6
 """,
     "mflux-generate-rf-inversion": f"""\
-mflux-generate-rf-inversion {DRAW} --prompt "a large green circle, on a blue background" --image-path circle.png
+mflux-generate-rf-inversion {DRAW} --prompt "a large green circle in the center, on a blue background" \\
+  --image-path circle.png
 """,
     "mflux-concept": f"""\
-mflux-concept {DRAW} --prompt "a large red circle, on a blue background" --concepts circle background
+mflux-concept {DRAW} --prompt "a large red circle in the center, on a blue background" --concepts circle background
 """,
     "mflux-concept-from-image": f"""\
 mflux-concept-from-image {DRAW} --prompt "a large red circle" --input-image-path circle.png --concepts circle background

@@ -15,6 +15,7 @@ from evaluate_masked_edit import evaluate_masked_edit
 from evaluate_panels import evaluate_panels
 from evaluate_panels import product_painter as panel_painter
 from evaluate_redux import product_painter as product_again
+from evaluate_turns import drift
 from world import draw
 
 GUIDANCE = 3.5
@@ -49,7 +50,7 @@ def test_redux_repeats_colour_and_background_without_a_word(chosen):
 
 @pytest.mark.parametrize(
     ("kind", "done", "kept"),
-    [("recolour", 75, 50), ("background", 90, 45), ("remove", 65, 55), ("keep", 90, 75)],
+    [("recolour", 75, 60), ("background", 90, 55), ("remove", 75, 75), ("size", 85, 45), ("keep", 95, 80)],
 )
 def test_the_named_change_is_done_and_the_rest_kept(kind, done, kept):
     """Pairs of colour and shape that training never saw; the model is still young (docs/tiny-model.md)."""
@@ -61,6 +62,12 @@ def test_a_masked_edit_puts_the_reference_into_the_mask_and_leaves_the_rest():
     shares = evaluate_masked_edit(COUNT, GUIDANCE)
     assert shares["outside"] == 0
     assert shares["color"] >= MASKED_EDIT_BAR, shares
+
+
+def test_turns_on_latents_lose_less_than_turns_on_pictures():
+    latents, pictures = drift(count=6, turns=6, guidance=GUIDANCE)
+    assert latents[0] == pytest.approx(pictures[0], abs=0.05), "the first turn is the same"
+    assert latents[-1] > pictures[-1], (latents, pictures)
 
 
 @pytest.mark.parametrize(("task", "answer", "bar"), PANELS)

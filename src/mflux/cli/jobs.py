@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mflux.cli.draw import processes
 from mflux.cli.options import Command, Values
 from mflux.cli.replay import told_values
 from mflux.cli.say import show
@@ -28,10 +27,12 @@ def draw_lines(command: Command, values: Values, draw: Callable[..., None]) -> N
         if name in values:
             raise UsageError("the lines of `--jobs` say what to draw", "leave one of the two out", name)
     shared = {name: value for name, value in values.items() if name != "jobs"}
-    models, failed, count, ranks = Models(), [], 0, None if values.get("split_image") else processes()
+    from mflux.ranks import Ranks, launched
+
+    models, failed, count, ranks = Models(), [], 0, Ranks() if values.get("split_image") else launched()
     for place, (number, text) in enumerate(lines(str(values["jobs"]))):
         count += 1
-        if ranks is not None and place % ranks.count != ranks.rank:
+        if place % ranks.count != ranks.rank:
             continue  # another process draws it
         try:
             draw(command, shared | job(command, text, f"line {number}"), models)

@@ -14,12 +14,12 @@ import mlx.core as mx
 from mflux.conditions.image_to_image import clean_latents, sized_like, stretched
 from mflux.conditions.window import Place, check_window, steps_in
 from mflux.engine.denoise import At, Step, integrate
-from mflux.engine.kept import Kept, home, load
 from mflux.engine.latents import step_noise
 from mflux.engine.request import check_choice, check_number
 from mflux.engine.slots import PICTURE, Branch, Condition, Draft, Hooks, Prepared, Run, Stage
 from mflux.errors import UsageError
 from mflux.images.picture import PictureSource, open_picture
+from mflux.weights.files import Kept, home, kept_arrays
 
 SCHEDULES = ("constant", "decay", "rise", "fall")
 MAX_POWER = 10
@@ -98,7 +98,7 @@ class RFInversion(Condition):
             # The first step says all that the others follow from: picture, weights, adapters, other conditions, noise.
             if step.at.index == 0 and self.cache:
                 path = kept.path(self.gamma, grid, step.latents, clean, run.noise)
-                if known := load(path):
+                if known := kept_arrays(path):
                     yield Step(At(len(grid) - 2, grid[-2], grid[-1]), known["latents"])
                     return
             yield step

@@ -15,7 +15,6 @@ from PIL import Image
 
 from mflux import runtime
 from mflux.engine.denoise import integrate
-from mflux.engine.kept import Kept, home
 from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, fit_colours, pack_latents, unpack_latents
 from mflux.engine.latents import noise as start_noise_of
 from mflux.engine.network import GuidedVelocity, Network
@@ -41,6 +40,7 @@ from mflux.errors import ModelError, UsageError
 from mflux.images.picture import from_pixels
 from mflux.ranks import Ranks, launched
 from mflux.weights.catalog import BITS
+from mflux.weights.files import Kept, home
 from mflux.weights.lora_files import find_lora
 from mflux.weights.resolve import SIDE_PARTS, ModelSource, resolve
 

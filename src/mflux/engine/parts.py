@@ -15,13 +15,12 @@ import mlx.core as mx
 
 from mflux.engine.latents import LATENT_CHANNELS, PATCH
 from mflux.engine.schedule import Schedule, read_schedule
-from mflux.engine.shards import check_split, split
 from mflux.engine.tokens import PromptTokenizer, open_clip, open_t5
 from mflux.errors import ModelError, UsageError
 from mflux.models.layers import GROUP_SIZE
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
-from mflux.ranks import Ranks
+from mflux.ranks import Ranks, check_split, split
 from mflux.runtime import on_cpu, physical_memory
 from mflux.weights.files import BYTES, saved_by_mflux
 from mflux.weights.kinds import read_config

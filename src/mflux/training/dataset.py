@@ -17,7 +17,6 @@ from PIL import Image
 
 from mflux.conditions import Fill, Kontext
 from mflux.conditions.side_by_side import Panels
-from mflux.engine.kept import Arrays, Kept, digest
 from mflux.engine.latents import pack_latents
 from mflux.engine.network import Branch
 from mflux.engine.parts import Parts
@@ -29,6 +28,7 @@ from mflux.images.picture import open_grey, open_picture, to_pixels
 from mflux.images.sizes import fit
 from mflux.training.config import SpecError, placed
 from mflux.training.spec import Item, Spec
+from mflux.weights.files import Arrays, Kept, digest
 
 log = logging.getLogger("mflux")
 SMALLEST_SIDE = 64

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from mflux.engine.kept import digest
 from mflux.engine.request import Config
 from mflux.training.draws import number_of
 from mflux.training.spec import Spec
+from mflux.weights.files import digest
 
 
 def drawn_class(spec: Spec, flux: Any, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from mflux.engine.kept import Kept
 from mflux.engine.network import Branch, Network
 from mflux.engine.parts import TEXT_ENCODERS
 from mflux.errors import MfluxError, UsageError
@@ -37,6 +36,7 @@ from mflux.training.loss import (
 from mflux.training.optimizer import Updates
 from mflux.training.outputs import Update
 from mflux.training.spec import Spec, targets_of
+from mflux.weights.files import Kept
 
 log = logging.getLogger("mflux")
 ALONE = Ranks()

@@ -7,13 +7,15 @@ lacks.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,9 @@ import mlx.core as mx
 import numpy as np
 
 from mflux.errors import ModelError
+from mflux.runtime import on_cpu
 
+Arrays = dict[str, mx.array]
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "BOOL": "?"}
 NUMPY |= {f"{sign}{bits}": f"<{sign.lower()}{bits // 8}" for sign in "IU" for bits in (8, 16, 32, 64)}
@@ -238,3 +242,65 @@ def write_tensors(path: Path, tensors: dict[str, mx.array], metadata: dict[str, 
         mx.save_safetensors(str(path), tensors, metadata)
     except RuntimeError as error:
         raise OSError(errno.ENOSPC, "the disk is full, or takes no file of this size", str(path)) from error
+
+
+# --- arrays that can be made again -----------------------------------------------------------------------------------
+
+
+def home() -> Path:
+    """Where mflux keeps what it can make again."""
+    return Path(os.environ.get("MFLUX_CACHE_DIR") or Path.home() / ".cache" / "mflux")
+
+
+def digest(*what: object) -> str:
+    """A name made of texts, numbers and arrays."""
+    parts = (np.array(each).tobytes() if isinstance(each, mx.array) else str(each).encode() for each in what)
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+class Kept:
+    """A folder of safetensors files, the newest `most` of them; without a folder nothing is kept.
+
+    stamp: what all of them follow from.
+    """
+
+    def __init__(self, folder: Path | None, *stamp: object, most: int | None = None):
+        self.folder, self.most = folder, most
+        self.stamp = digest(version("mlx"), version("mflux"), on_cpu(), *stamp)
+
+    def path(self, *what: object) -> Path | None:
+        return self.folder and self.folder / f"{digest(self.stamp, *what)}.safetensors"
+
+    def of(self, make: Callable[[], Mapping[str, mx.array]], *what: object) -> Arrays:
+        """The arrays that `make` gives for this; made if they are not there yet, or cannot be read."""
+        path = self.path(*what)
+        found = kept_arrays(path)
+        if found is None:
+            found = dict(make())
+            self.save(path, found)
+        return found
+
+    def save(self, path: Path | None, arrays: Arrays) -> None:
+        """Keep these; a folder that cannot be written is no reason to fail: what cannot be kept is made again."""
+        mx.eval(arrays)
+        if path is None:
+            return
+        with suppress(OSError):
+            with replacing(path) as partial:
+                write_tensors(partial, arrays, {})
+            files = sorted(path.parent.glob("[!.]*.safetensors"), key=lambda each: each.stat().st_mtime)
+            for old in files[: -self.most] if self.most else ():
+                old.unlink(missing_ok=True)
+
+
+def kept_arrays(path: Path | None) -> Arrays | None:
+    """Kept arrays; None where there are none, or damaged ones."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        found: Arrays = mx.load(str(path))  # type: ignore[assignment]
+        mx.eval(found)
+        return found
+    except RuntimeError:
+        path.unlink(missing_ok=True)
+        return None

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mflux.engine import flux as engine
-from mflux.engine.kept import Kept
 from mflux.models.text_t5 import T5Encoder
+from mflux.weights.files import Kept
 
 
 @pytest.mark.parametrize("content", [b"", b"half of a file"])
