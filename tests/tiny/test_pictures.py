@@ -84,7 +84,7 @@ def test_outlines_follow_the_map_in_the_colours_of_the_words(kind):
 
 def test_the_large_object_is_found_nearer_than_the_small_one():
     shares = evaluate_depth(product_depth, 32)
-    assert shares["ordered"] >= 90, shares
+    assert shares["ordered"] >= 70, shares  # young: docs/tiny-model.md
 
 
 def test_schnell_is_the_base_with_its_guidance_built_in():

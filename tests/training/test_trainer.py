@@ -97,9 +97,9 @@ def test_dropout_keeps_the_mean_of_what_an_adapter_adds():
     for seed in (None, 1):
         layer.drop_by(None if seed is None else mx.random.key(seed))
         added.append(layer(x) - layer.base(x))
-    assert np.unique(np.array(added[0])).size == 1
+    assert np.ptp(np.array(added[0])) < 1e-4
     assert added[1].mean().item() == pytest.approx(added[0].mean().item(), rel=0.02)
-    assert np.unique(np.round(np.array(added[1]), 3)).size > 4
+    assert np.ptp(np.array(added[1])) > 1
 
 
 def test_a_fast_batch_and_one_with_accumulation_give_the_gradients_of_single_passes(trainer):
