@@ -24,6 +24,7 @@ from timing import print_row
 import mlx.core as mx
 import numpy as np
 
+from mflux.engine.latents import TOKEN_PIXELS, grid_ids
 from mflux.models.transformer import FluxTransformer, TransformerConfig, rope_table
 from mflux.ranks import Ranks, launched, split
 
@@ -56,10 +57,9 @@ def passes(tokens: int, rounds: int) -> dict[str, object]:
     mx.eval(network.parameters(), inputs)
     if ranks.count > 1:
         split(network, ranks)
-    side = int(tokens**0.5)
-    rows, columns = np.mgrid[:side, :side]
-    ids = np.stack([np.zeros(rows.size), rows.ravel(), columns.ravel()], axis=-1)
-    rope = rope_table(np.concatenate([np.zeros((TEXT, 3)), ids]), network.config.axes_dims_rope)
+    side = TOKEN_PIXELS * int(tokens**0.5)
+    ids = np.concatenate([np.zeros((TEXT, 3)), grid_ids(side, side)])
+    rope = rope_table(ids, network.config.axes_dims_rope)
     table = network.modulate(mx.array([0.5]), mx.array([3.5]), inputs[2])
     mx.eval(table, rope)
     seconds, summing = [], []
@@ -73,7 +73,7 @@ def passes(tokens: int, rounds: int) -> dict[str, object]:
 
 
 def run(count: int, options: argparse.Namespace) -> dict[str, object]:
-    """What the first of some processes measured, each pinned to a core where the system can do that."""
+    """What the first of some processes measured, each on one thread."""
     with tempfile.TemporaryDirectory() as folder:
         ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
         hosts = Path(folder) / "hosts.json"

@@ -9,7 +9,7 @@ the feed-forwards' layers; loss and all gradients, both sides with gradient chec
 import argparse
 
 from mflux import runtime
-from blocks import SIDE_TOKENS, SIZES, ours_from
+from blocks import SIZES, ours_from
 from timing import interleaved, print_row
 
 import mlx.core as mx
@@ -25,7 +25,7 @@ from mflux.training.adapters import attach, factors_of
 from mflux.training.loss import CHECKPOINTED, put_factors, sample_losses, value_and_gradients
 from mflux.training.spec import FAMILIES, Target
 
-TEXT, RANK = 512, 16
+TEXT, SIDE_TOKENS, RANK = 512, 16, 16
 
 
 def main() -> None:

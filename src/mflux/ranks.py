@@ -6,7 +6,6 @@ and what it finds is added up, four times in a joint block and once in a single 
 """
 
 import faulthandler
-import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from mlx.nn.layers.distributed import shard_inplace
 
 from mflux.errors import MfluxError, UsageError
 from mflux.models.layers import GROUP_SIZE
+from mflux.runtime import one_of_several
 
 PATIENCE = 1800  # seconds that ranks wait for each other, before this one tells where it stands and ends
 Slot = TypeVar("Slot")
@@ -80,7 +80,7 @@ class Ranks:
 
 def launched() -> Ranks:
     """The ranks that `mlx.launch` started, or this process alone."""
-    if "MLX_RANK" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+    if not one_of_several():
         return Ranks()
     try:
         return Ranks(mx.distributed.init(strict=True))

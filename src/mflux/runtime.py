@@ -23,7 +23,13 @@ SYSTEM_NAMES = (
 # Libraries with plain symbol names inside wheels; those of numpy and scipy carry prefixed names and do not serve.
 WHEEL_PATTERNS = ("../../libmkl_rt.so.*", "opencv_python_headless.libs/libopenblas*", "opencv_python.libs/libopenblas*")
 
+STARTERS = ("MLX_RANK", "OMPI_COMM_WORLD_SIZE")  # what `mlx.launch` tells each of its processes
 _blas: str | None = None
+
+
+def one_of_several() -> bool:
+    """Whether `mlx.launch` started this process beside others."""
+    return any(name in os.environ for name in STARTERS)
 
 
 def load_blas() -> str | None:

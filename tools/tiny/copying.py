@@ -91,11 +91,15 @@ def look_beside(networks: Networks, columns: int, *inputs: Tensor) -> None:
     inputs: those of `Networks.velocity`, from which is learnt what is constant in a block's states.
     """
     blocks, seen = networks.transformer.single_transformer_blocks, {}
-    for number in {block for block, _ in HEADS}:
+    hooks = [
         blocks[number].attn.to_q.register_forward_pre_hook(
             lambda _, states, number=number: seen.update({number: states[0]})
         )
+        for number in {block for block, _ in HEADS}
+    ]
     networks.velocity(*inputs)
+    for hook in hooks:
+        hook.remove()
     for number, head in HEADS:
         attention = blocks[number].attn
         own, states = _own(head), seen[number].flatten(0, 1)
@@ -106,5 +110,3 @@ def look_beside(networks: Networks, columns: int, *inputs: Tensor) -> None:
             read, write = linear.lora_A["default"].weight, linear.lora_B["default"].weight
             read[0] = constant / size
             write[own, 0] = loud * size * wanted
-    for number in seen:
-        blocks[number].attn.to_q._forward_pre_hooks.clear()

@@ -51,8 +51,8 @@ from batches import (
     swap_word,
 )
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
-from evaluate import SHIPPED
 from copying import look_at_reference, look_beside
+from evaluate import SHIPPED
 from holes import HOLES_FILE
 from latents import LATENTS_FILE, UNLABELLED, load, token_ids
 from looks import LOOKS_FILE

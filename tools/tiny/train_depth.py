@@ -52,10 +52,9 @@ def build() -> DepthProForDepthEstimation:
             fov_model_config=encoder,
         )
     )
+    # Its first answers are 500 times too large, and the first update would end them in a dead ReLU.
     last = network.head.layers[-2]
-    with (
-        torch.no_grad()
-    ):  # its first answers are 500 times too large, and the first update would end them in a dead ReLU
+    with torch.no_grad():
         last.weight.mul_(0.002)
         last.bias.fill_(0.3)
     return network

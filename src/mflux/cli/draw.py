@@ -5,7 +5,6 @@ weight is read.
 """
 
 import logging
-import os
 import re
 import shlex
 import sys
@@ -21,6 +20,7 @@ from mflux.cli.watch import Watch, Watching
 from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
 from mflux.errors import MfluxError, StoppedError, UsageError
 from mflux.paths import check_output, check_output_size, expand, reading
+from mflux.runtime import one_of_several
 from mflux.weights.catalog import BITS, TASK_CHANNELS, by_repo, check_name, find, require
 
 AUTO_SEED_MAX = 10_000_000
@@ -153,7 +153,7 @@ def draw(command: Command, values: dict[str, Any], models: Callable[..., Any] | 
 
 def processes() -> Any:
     """The processes that `mlx.launch` started; None where this one is alone."""
-    if not {"MLX_RANK", "OMPI_COMM_WORLD_SIZE"} & set(os.environ):
+    if not one_of_several():
         return None
     from mflux.ranks import launched  # with mlx, which waits else until the words are checked
 

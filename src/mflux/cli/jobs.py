@@ -16,6 +16,7 @@ from mflux.cli.replay import told_values
 from mflux.cli.say import show
 from mflux.errors import MfluxError, StoppedError, UsageError
 from mflux.paths import expand, reading
+from mflux.runtime import one_of_several
 
 MAX_LINE = 1_000_000  # bytes
 OF_ONE_RUN = ("prompt", "prompt_file", "turns", "config_from_metadata")
@@ -27,12 +28,14 @@ def draw_lines(command: Command, values: Values, draw: Callable[..., None]) -> N
         if name in values:
             raise UsageError("the lines of `--jobs` say what to draw", "leave one of the two out", name)
     shared = {name: value for name, value in values.items() if name != "jobs"}
-    from mflux.ranks import Ranks, launched
+    models, failed, count, ranks = Models(), [], 0, None
+    if one_of_several() and not values.get("split_image"):
+        from mflux.ranks import launched
 
-    models, failed, count, ranks = Models(), [], 0, Ranks() if values.get("split_image") else launched()
-    for place, (number, text) in enumerate(lines(str(values["jobs"]))):
+        ranks = launched()
+    for number, text in lines(str(values["jobs"])):
         count += 1
-        if place % ranks.count != ranks.rank:
+        if ranks is not None and (count - 1) % ranks.count != ranks.rank:
             continue  # another process draws it
         try:
             draw(command, shared | job(command, text, f"line {number}"), models)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mflux.conditions.fill import FILL_CHANNELS, drawn_beside
-from mflux.conditions.side_by_side import LAYOUTS, Panels, method_lora, method_row, panel_of
-from mflux.engine.request import check_choice
+from mflux.conditions.side_by_side import Panels, method_lora, method_row, panel_of
 from mflux.engine.slots import PICTURE, Condition, Draft, Prepared, Stage
 from mflux.errors import UsageError
 from mflux.images.picture import PictureSource, open_picture
@@ -42,11 +41,8 @@ class InContextEdit(Condition):
         if (self.instruction is None) == (not draft.request.prompt):
             problem = "neither a prompt nor an instruction is given" if self.instruction is None else "both are given"
             raise UsageError(problem, "give `instruction`, or a prompt that describes both panels", "instruction")
-        if self.instruction is not None:
-            if not isinstance(self.instruction, str) or not self.instruction.strip():
-                raise UsageError("the instruction is empty", "say what is to change", "instruction")
-            check_choice("layout", self.layout, LAYOUTS)
-            draft = draft.prompted(TEMPLATES[self.layout].format(self.instruction.strip()), "InContextEdit")
+        if self.instruction is not None and not (isinstance(self.instruction, str) and self.instruction.strip()):
+            raise UsageError("the instruction is empty", "say what is to change", "instruction")
         panels = panel_of(method_row(draft, "ic-edit"), picture.height, picture.width, self.layout)
         if config.height or config.width:
             draft = draft.noted(
@@ -54,6 +50,8 @@ class InContextEdit(Condition):
                 f"{panels.width} x {panels.height} px are drawn"
             )
         draft = panels.lay_out(draft, "InContextEdit").widened(FILL_CHANNELS, "InContextEdit", "ic-edit")
+        if self.instruction is not None:
+            draft = draft.prompted(TEMPLATES[self.layout].format(self.instruction.strip()), "InContextEdit")
         draft = replace(draft, encodes=max(draft.encodes, 1))
         if self.lora is None:
             return method_lora(draft, "ic-edit")

@@ -268,8 +268,9 @@ class Flux1:
 
     def _kept_prompts(self) -> Kept:
         """Encoded prompts on disk, where the text encoders take long to load."""
-        large = sum(self.parts.weight_bytes(part, None) for part in TEXT_ENCODERS) >= PROMPTS_ON_DISK_FROM
-        return Kept(home() / "prompts" if large else None, *self.parts.stamp(*TEXT_ENCODERS), most=PROMPTS_KEPT)
+        if sum(self.parts.weight_bytes(part, None) for part in TEXT_ENCODERS) < PROMPTS_ON_DISK_FROM:
+            return Kept(None)
+        return Kept(home() / "prompts", *self.parts.stamp(*TEXT_ENCODERS), most=PROMPTS_KEPT)
 
     def _encoded(self, text: str, text_tokens: int) -> EncodedText:
         own = min(self.parts.t5_tokenizer.count(text), text_tokens) - 1

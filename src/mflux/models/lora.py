@@ -133,12 +133,12 @@ class TrainedLinear(nn.Module):
 
     def __init__(self, base: nn.Module, factors: Mapping[str, mx.array], scale: float, dropout: float = 0.0):
         super().__init__()
-        self.base, self._scale, self._names, self._dropout = base, scale, tuple(factors), dropout
+        self.base, self._scale, self._names, self.dropout = base, scale, tuple(factors), dropout
         self._key: mx.array | None = None
         self.put(factors)
 
     def drop_by(self, key: mx.array | None) -> None:
-        self._key = key if self._dropout else None
+        self._key = key
 
     @property
     def factors(self) -> dict[str, mx.array]:
@@ -166,7 +166,7 @@ class TrainedLinear(nn.Module):
     def _seen(self, x: mx.array) -> mx.array:
         if self._key is None:
             return x
-        return x * mx.random.bernoulli(1 - self._dropout, x.shape, self._key).astype(x.dtype) / (1 - self._dropout)
+        return x * mx.random.bernoulli(1 - self.dropout, x.shape, self._key).astype(x.dtype) / (1 - self.dropout)
 
 
 def addition(base: nn.Module, plain: mx.array, x: mx.array, adapter: Adapter, factor: mx.array | None) -> mx.array:

@@ -1,14 +1,15 @@
 """A train.json of mflux 0.16 and newer in our keys.  Those versions do not train FLUX.1; their users know its keys."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mflux.paths import expand
+from mflux.training.config import PICTURES, with_settings
 
 log = logging.getLogger("mflux")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 # A newer key -> where its value goes; names with dots are paths.
 MOVED = {
     "model_path": "model",
@@ -38,54 +39,35 @@ def in_our_keys(value: Any, folder: Path) -> Any:
     """The same run in our keys; a file that has none of theirs comes back as it is.  folder: of the file."""
     if not isinstance(value, Mapping) or not any(name in value for name in MARKS):
         return value
-    old, new = {**value}, dict[str, Any]()
+    old = json.loads(json.dumps(value))
     for name, reason in UNUSED.items():
         if taken(old, name) is not None:
             log.warning(f"`{name}` is not used: {reason}")
-    moved = {place: taken(old, name) for name, place in MOVED.items()}
+    found: dict[str, Any] = {}
     if isinstance(data := taken(old, "data"), str):
-        put(new, examples_of(folder / expand(data)))
-    optimizer = taken(old, "optimizer.optimizer_params")
-    loop = old.get("training_loop")
-    if isinstance(loop, Mapping):
-        old["training_loop"], timestep = without_timestep({**loop}, old.get("steps"))
-        put(new, {"training_loop.timestep": timestep} if timestep else {})
-    put(new, {name: each for name, each in old.items() if each != {}}, over=False)
-    put(new, {place: each for place, each in moved.items() if each is not None})
-    if isinstance(optimizer, Mapping):
-        put(new, {f"optimizer.{name}": each for name, each in optimizer.items()})
-    return new
+        found |= examples_of(folder / expand(data))
+    if timestep := timestep_of(old):
+        found["training_loop.timestep"] = timestep
+    moved = {place: taken(old, name) for name, place in MOVED.items()}
+    found |= {place: each for place, each in moved.items() if each is not None}
+    settings = taken(old, "optimizer.optimizer_params")
+    if isinstance(settings, Mapping):
+        found |= {f"optimizer.{name}": each for name, each in settings.items()}
+    return with_settings({name: each for name, each in old.items() if each != {}}, found)
 
 
-def taken(value: dict[str, Any], name: str) -> Any:
+def taken(value: Any, name: str) -> Any:
     """The value of a key, which is no longer there afterwards; None without it."""
     *outer, last = name.split(".")
     for key in outer:
-        if not isinstance(value.get(key), Mapping):
-            return None
-        value[key] = {**value[key]}
-        value = value[key]
-    return value.pop(last, None)
+        value = value.get(key) if isinstance(value, dict) else None
+    return value.pop(last, None) if isinstance(value, dict) else None
 
 
-def put(value: dict[str, Any], settings: Mapping[str, Any], over: bool = True) -> None:
-    """Set keys whose names are paths.  over: in place of what is there; otherwise objects are merged under it."""
-    for name, new in settings.items():
-        *outer, last = name.split(".")
-        place = value
-        for key in outer:
-            place = place.setdefault(key, {})
-        there = place.get(last)
-        if over or there is None:
-            place[last] = new
-        elif isinstance(there, Mapping) and isinstance(new, Mapping):
-            place[last] = {**new, **there}
-
-
-def without_timestep(loop: dict[str, Any], steps: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The training loop, and its steps and their kind as our noise levels: step 0 is pure noise."""
-    low, high, kind = (loop.pop(f"timestep_{name}", None) for name in ("low", "high", "type"))
-    found: dict[str, Any] = {}
+def timestep_of(old: dict[str, Any]) -> dict[str, Any]:
+    """Their steps and kind of noise levels, taken from the training loop, in our keys: step 0 is pure noise."""
+    low, high, kind = (taken(old, f"training_loop.timestep_{name}") for name in ("low", "high", "type"))
+    steps, found = old.get("steps"), dict[str, Any]()
     if kind is not None:
         found["mode"] = TIMESTEPS.get(kind, "flux_shift")
         if kind not in TIMESTEPS:
@@ -93,7 +75,7 @@ def without_timestep(loop: dict[str, Any], steps: Any) -> tuple[dict[str, Any], 
     if isinstance(steps, int) and steps > 0:
         found |= {} if low is None else {"high": 1 - low / steps}
         found |= {} if high is None else {"low": max(0.0, 1 - high / steps)}
-    return loop, found
+    return found
 
 
 def examples_of(place: Path) -> dict[str, Any]:

@@ -234,9 +234,9 @@ class Instrumentation:
 @dataclass(frozen=True)
 class Examples:
     """resize: to the run's size by `crop`, keeping the aspect, or by `stretch` (mflux 0.8); `bucket`: crop, to a size
-    of each picture's own proportion, which `resolution` does anyway.  caption_dropout: the share
-    of draws that see an empty prompt.  flip: half of the draws see the mirrored picture.  trigger: a word that stands
-    before every caption that lacks it.  cache: folder of encoded examples, `_cache` of the run without one.
+    of each picture's own proportion, which `resolution` does anyway.  caption_dropout: the share of draws that see an
+    empty prompt.  flip: half of the draws see the mirrored picture.  trigger: a word that stands before every caption
+    that lacks it.  cache: folder of encoded examples, `_cache` of the run without one.
     """
 
     images: tuple[Item, ...] = listed(part(Item))

@@ -173,12 +173,13 @@ class Trainer:
 
     def of_batch(self, batch: Sequence[Slot]) -> tuple[mx.array, Factors]:
         """Loss and gradients of one pass; its first slot decides what adapters do not see."""
-        for path, layer in self.layers.items():
+        dropping = {path: layer for path, layer in self.layers.items() if layer.dropout}
+        for path, layer in dropping.items():
             layer.drop_by(key_of(*batch[0].draws, "dropout", path))
         try:
             return value_and_gradients(self.layers, self.factors, self.loss_of(batch))
         finally:
-            for layer in self.layers.values():
+            for layer in dropping.values():
                 layer.drop_by(None)
 
     def loss_of(self, batch: Sequence[Slot]) -> Any:

@@ -265,11 +265,13 @@ class Kept:
     """
 
     def __init__(self, folder: Path | None, *stamp: object, most: int | None = None):
-        self.folder, self.most = folder, most
-        self.stamp = digest(version("mlx"), version("mflux"), on_cpu(), *stamp)
+        self.folder, self.stamp, self.most = folder, stamp, most
 
     def path(self, *what: object) -> Path | None:
-        return self.folder and self.folder / f"{digest(self.stamp, *what)}.safetensors"
+        if self.folder is None:
+            return None
+        stamp = digest(version("mlx"), version("mflux"), on_cpu(), *self.stamp)
+        return self.folder / f"{digest(stamp, *what)}.safetensors"
 
     def of(self, make: Callable[[], Mapping[str, mx.array]], *what: object) -> Arrays:
         """The arrays that `make` gives for this; made if they are not there yet, or cannot be read."""
