@@ -1,5 +1,6 @@
 """Which BLAS is loaded, and what is said about it."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -28,6 +29,17 @@ print(mflux.runtime._blas, np.abs(np.array(mx.array(a) @ mx.array(b)) - a @ b).m
 """
     library, right = fresh(code).stdout.split()
     assert library == next(runtime.candidates()) and right == "True"
+
+
+@pytest.mark.skipif(not runtime._blas, reason="no optimised BLAS was loaded")
+def test_products_side_by_side_take_a_core_each_and_give_the_others_back():
+    library = ctypes.CDLL(runtime._blas)
+    count = next(getattr(library, get) for get, _ in runtime.BLAS_THREADS if hasattr(library, get))
+    before = count()
+    with pytest.raises(ZeroDivisionError), runtime.one_thread_a_product():
+        assert count() == 1
+        1 / 0  # noqa: B018
+    assert count() == before
 
 
 @LINUX

@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,10 @@ SYSTEM_NAMES = (
 # Libraries with plain symbol names inside wheels; those of numpy and scipy carry prefixed names and do not serve.
 WHEEL_PATTERNS = ("../../libmkl_rt.so.*", "opencv_python_headless.libs/libopenblas*", "opencv_python.libs/libopenblas*")
 
+BLAS_THREADS = (  # functions of OpenBLAS and MKL that get and set the number of threads
+    ("openblas_get_num_threads", "openblas_set_num_threads"),
+    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
+)
 STARTERS = ("MLX_RANK", "OMPI_COMM_WORLD_SIZE")  # what `mlx.launch` tells each of its processes
 _blas: str | None = None
 
@@ -85,6 +90,29 @@ def on_cpu() -> bool:
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.cpu
+
+
+@cache
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread_a_product() -> Iterator[None]:
+    """BLAS takes one core for each product while it lasts: for where many products run side by side."""
+    library = ctypes.CDLL(_blas) if _blas and on_cpu() else None
+    counts = next(((get, put) for get, put in BLAS_THREADS if hasattr(library, put)), None)
+    if counts is None:
+        yield
+        return
+    get, put = (getattr(library, name) for name in counts)
+    before = get()
+    put(1)
+    try:
+        yield
+    finally:
+        put(before)
 
 
 @cache

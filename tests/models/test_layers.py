@@ -44,6 +44,8 @@ def test_pieces_make_the_whole():
     rows = mx.stack([layers.silu(row) for row in x])
     assert x.size > layers.CHUNK
     assert mx.array_equal(layers.silu(x), rows)
+    slope = mx.grad(lambda x: layers.silu(x).sum())
+    assert mx.array_equal(slope(x), mx.stack([slope(row) for row in x]))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])

@@ -47,10 +47,27 @@ def test_the_fade_starts_with_the_tile_before():
     assert np.allclose(faded, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
 
 
-@pytest.mark.parametrize("limit", [layers.CONVOLUTION_CHUNK, 2000, 100])
-def test_a_convolution_in_strips_is_the_whole(monkeypatch, limit):
-    monkeypatch.setattr(layers, "CONVOLUTION_CHUNK", limit)
-    x = mx.random.normal((2, 9, 11, 4), key=mx.random.key(0))
+STRIPS = pytest.mark.parametrize("strip", [layers.STRIP, 200, 10])
+
+
+def example() -> tuple[layers.Convolution, mx.array]:
     ours = layers.Convolution(4, 5)
-    wanted = mx.conv2d(x, ours.weight, padding=1) + ours.bias
-    assert float(mx.abs(ours(x) - wanted).max()) < 1e-5
+    ours.bias = mx.random.normal((5,), key=mx.random.key(1))
+    return ours, mx.random.normal((2, 9, 11, 4), key=mx.random.key(0))
+
+
+@STRIPS
+def test_a_convolution_in_strips_is_the_whole(monkeypatch, strip):
+    monkeypatch.setattr(layers, "STRIP", strip)
+    ours, x = example()
+    wanted = mx.conv2d(mx.exp(x), ours.weight, padding=1) + ours.bias
+    assert float(mx.abs(ours(x, before=mx.exp) - wanted).max()) < 1e-5
+
+
+@STRIPS
+def test_a_convolution_of_doubled_pixels_reads_each_once(monkeypatch, strip):
+    monkeypatch.setattr(layers, "STRIP", strip)
+    ours, x = example()
+    doubled = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
+    wanted = mx.conv2d(doubled, ours.weight, padding=1) + ours.bias
+    assert float(mx.abs(ours.of_doubled(x) - wanted).max()) < 1e-5

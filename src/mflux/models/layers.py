@@ -7,12 +7,16 @@ are MLX's own functions.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import cache
+from itertools import pairwise
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.runtime import on_cpu
+from mflux.runtime import cores, on_cpu
 
 LOG2_E = math.log2(math.e)
 ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in a float32's low bits
@@ -20,8 +24,9 @@ ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in a f
 EXP2_POLYNOMIAL = (1.32764602e-3, 9.67554152e-3, 5.55071331e-2, 2.40221197e-1, 6.93146967e-1, 1.00000007)
 CHUNK = 1 << 18  # numbers per piece of a long chain of CPU operations: 1 MB, so that each stays in the cache
 MAX_PIECES = 256  # beyond it pieces grow: every one is some 25 nodes of a step's graph
-CONVOLUTION_CHUNK = 1 << 23  # numbers of a strip's neighbours on the CPU: 32 MB
+STRIP = 1 << 18  # numbers of a picture's rows that go through norm, activation and convolution together: 1 MB
 GROUP_SIZE = 64  # columns of a quantized weight that share a scale
+Piece = TypeVar("Piece")
 Packed = tuple[mx.array, mx.array, mx.array]  # a quantized weight, its scales, its biases
 DEQUANTIZE_FROM_ROWS = 16  # below this many rows MLX's quantized matmul wins on the CPU
 
@@ -49,20 +54,38 @@ def exp2(x: mx.array) -> mx.array:
     return power.astype(x.dtype)
 
 
-def _by_device(cheap: Callable[[mx.array], mx.array], own: Callable[[mx.array], mx.array]) -> Callable:
-    """A function of one array: `cheap` in float32, piece by piece, on the CPU; MLX's `own` on a GPU."""
+def _by_device(cheap: Callable[[mx.array], mx.array], own: Callable[[mx.array], mx.array]) -> Callable[..., mx.array]:
+    """A function of one array: `cheap` in float32 on the CPU; MLX's `own` on a GPU.
 
-    def function(x: mx.array) -> mx.array:
+    On the CPU it goes piece by piece, unless x is a piece already (`whole`).
+    """
+
+    def function(x: mx.array, whole: bool = False) -> mx.array:
         if not on_cpu():
             return own(x)
         wide = x.astype(mx.float32)
-        if x.size <= CHUNK:
+        if whole or x.size <= CHUNK:
             return cheap(wide).astype(x.dtype)
         step = piece_size(x.size)
         pieces = mx.split(wide.reshape(-1), range(step, x.size, step))
-        return mx.concatenate([cheap(piece) for piece in pieces]).reshape(x.shape).astype(x.dtype)
+        return mx.concatenate(spread(cheap, pieces)).reshape(x.shape).astype(x.dtype)
 
     return function
+
+
+def spread(function: Callable[[Piece], mx.array], pieces: Iterable[Piece]) -> list[mx.array]:
+    """`function` of each piece, on all cores of a CPU: MLX runs the operations of a stream on one."""
+    out = []
+    for number, piece in enumerate(pieces):
+        place = number % cores()
+        with mx.stream(more_streams()[place - 1]) if place else nullcontext():
+            out.append(function(piece))
+    return out
+
+
+@cache
+def more_streams() -> list[mx.ThreadLocalStream]:
+    return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores() - 1)]
 
 
 def piece_size(total: int) -> int:
@@ -220,19 +243,45 @@ class GroupNorm(nn.Module):
         self.groups, self.eps = groups, eps
 
     def __call__(self, x: mx.array) -> mx.array:
-        batch, height, width, channels = x.shape
+        scale, shift = self.affine(x)
+        return (x.astype(mx.float32) * scale + shift).astype(x.dtype)
 
-        def group_mean(values: mx.array) -> mx.array:
-            """Mean over pixels and the channels of a group, back at one number a channel: (B, 1, 1, C)."""
-            columns = values.reshape(batch, height * width, channels).sum(axis=1)
-            means = columns.reshape(batch, self.groups, -1).mean(axis=-1, keepdims=True) / (height * width)
-            wide = mx.broadcast_to(means, (batch, self.groups, channels // self.groups))
-            return wide.reshape(batch, 1, 1, channels)
+    def affine(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """(B, 1, 1, C) each: the norm of x is x * scale + shift."""
+        batch, channels = x.shape[0], x.shape[3]
+        strips = strips_of(x) if on_cpu() else [x]
+        counts = mx.array([strip.shape[1] * strip.shape[2] for strip in strips])[:, None, None]
+        sums = mx.stack(spread(spread_of_pixels, strips))  # (strips, 2, B, C)
+        means, squares = sums[:, 0], sums[:, 1]
+        pixels = x.shape[1] * x.shape[2]
 
-        centred = x.astype(mx.float32)
-        centred = centred - group_mean(centred)
-        scale = mx.rsqrt(group_mean(mx.square(centred)) + self.eps) * self.weight
-        return (centred * scale + self.bias).astype(x.dtype)
+        def over_groups(columns: mx.array) -> mx.array:
+            """Mean over a group of (B, C), back at one number a channel."""
+            grouped = columns.reshape(batch, self.groups, -1)
+            return mx.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape).reshape(batch, channels)
+
+        mean = over_groups((means * counts).sum(axis=0)) / pixels
+        variance = over_groups((squares + counts * mx.square(means - mean)).sum(axis=0)) / pixels
+        scale = mx.rsqrt(variance + self.eps) * self.weight
+        shape = (batch, 1, 1, channels)
+        return scale.reshape(shape), (self.bias - mean * scale).reshape(shape)
+
+
+def spread_of_pixels(x: mx.array) -> mx.array:
+    """(B, H, W, C) -> (2, B, C), float32: the mean over pixels, and the sum of squared distances from it."""
+    columns = x.astype(mx.float32).reshape(x.shape[0], -1, x.shape[3])
+    mean = columns.sum(axis=1, keepdims=True) / columns.shape[1]
+    return mx.stack([mean[:, 0], mx.square(columns - mean).sum(axis=1)])
+
+
+def strips_of(x: mx.array) -> list[mx.array]:
+    """Rows of (B, H, W, C), a few at a time."""
+    step = strip_rows(x)
+    return [x[:, top : top + step] for top in range(0, x.shape[1], step)]
+
+
+def strip_rows(x: mx.array) -> int:
+    return max(1, STRIP * x.shape[1] // x.size)
 
 
 class Convolution(nn.Conv2d):
@@ -245,24 +294,76 @@ class Convolution(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, bias: bool = True):
         super().__init__(inputs, outputs, kernel_size=3, padding=1, bias=bias)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, before: Callable[[mx.array], mx.array] | None = None) -> mx.array:
+        """The convolution of x, or of `before(x)`: a function of each number alone, computed strip by strip too."""
         if not on_cpu():
-            return super().__call__(x)
-        height, row = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3] * 3
-        step = max(1, CONVOLUTION_CHUNK // row)
-        padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-        out = joined([self._rows(padded[:, top : top + step + 2]) for top in range(0, height, step)], axis=1)
-        return out + self.bias if "bias" in self else out
+            return super().__call__(before(x) if before else x)
+        factors = as_factors(self.weight, 3)
 
-    def _rows(self, padded: mx.array) -> mx.array:
-        """(B, H + 2, W + 2, C) -> (B, H, W, outputs)."""
-        batch, height, width = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
-        beside = mx.concatenate([padded[:, :, column : column + width] for column in range(3)], axis=-1)
-        weights = self.weight.reshape(self.weight.shape[0], 3, -1)
-        products = [
-            beside[:, row : row + height].reshape(batch, height * width, -1) @ weights[:, row].T for row in range(3)
-        ]
-        return sum(products[1:], products[0]).reshape(batch, height, width, -1)
+        def rows(padded: mx.array) -> mx.array:
+            height, width = padded.shape[1] - 2, padded.shape[2] - 2
+            beside = mx.concatenate([padded[:, :, column : column + width] for column in range(3)], axis=-1)
+            return self._products([beside[:, row : row + height] for row in range(3)], factors)
+
+        return in_strips(rows, x, before)
+
+    def of_doubled(self, x: mx.array) -> mx.array:
+        """The convolution of x with each pixel repeated as 2 x 2.
+
+        Of nine neighbours there only four are different pixels: each parity of rows and columns is a convolution of
+        2 x 2, whose weights are sums.
+        """
+        if not on_cpu():
+            return super().__call__(mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2))
+        factors = [[as_factors(both, 2) for both in halve(half, axis=2)] for half in halve(self.weight, axis=1)]
+
+        def rows(padded: mx.array) -> mx.array:
+            batch, height, width = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
+            parts = [padded[:, :, column : column + width] for column in range(3)]
+            beside = [mx.concatenate(parts[parity : parity + 2], axis=-1) for parity in (0, 1)]
+            out = [
+                self._products([beside[right][:, row : row + height] for row in (down, down + 1)], factors[down][right])
+                for down in (0, 1)
+                for right in (0, 1)
+            ]
+            grid = mx.stack(out, axis=3).reshape(batch, height, width, 2, 2, -1)
+            return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
+
+        return in_strips(rows, x)
+
+    def _products(self, rows: list[mx.array], factors: list[mx.array]) -> mx.array:
+        """Sum of rows[k] (B, H, W, K) @ factors[k] (K, outputs), and the bias: (B, H, W, outputs)."""
+        out, *others = [each.reshape(-1, each.shape[-1]) for each in rows]
+        out = out @ factors[0]
+        out = out + self.bias if "bias" in self else out
+        for other, factor in zip(others, factors[1:], strict=True):
+            out = mx.addmm(out, other, factor)
+        return out.reshape(*rows[0].shape[:3], -1)
+
+
+def halve(weight: mx.array, axis: int) -> tuple[mx.array, mx.array]:
+    """What three taps over pixels that are repeated come to: two taps for even places, two for odd ones."""
+    first, second, third = mx.split(weight, 3, axis=axis)
+    return mx.concatenate([first, second + third], axis=axis), mx.concatenate([first + second, third], axis=axis)
+
+
+def as_factors(weight: mx.array, taps: int) -> list[mx.array]:
+    """(outputs, taps, columns, C) as `taps` factors (columns * C, outputs)."""
+    return [each.reshape(weight.shape[0], -1).T for each in mx.split(weight, taps, axis=1)]
+
+
+def in_strips(
+    function: Callable[[mx.array], mx.array], x: mx.array, before: Callable[[mx.array], mx.array] | None = None
+) -> mx.array:
+    """`function` of strips of rows of `before(x)`, with one pixel more on each side: zero outside the picture."""
+    height, step = x.shape[1], strip_rows(x)
+
+    def strip(rows: tuple[int, int]) -> mx.array:
+        first, last = max(0, rows[0] - 1), min(height, rows[1] + 1)
+        part = before(x[:, first:last]) if before else x[:, first:last]
+        return function(mx.pad(part, [(0, 0), (first - rows[0] + 1, rows[1] + 1 - last), (1, 1), (0, 0)]))
+
+    return joined(spread(strip, pairwise([*range(0, height, step), height])), axis=1)
 
 
 class QuantizedLinear(nn.QuantizedLinear):

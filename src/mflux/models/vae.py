@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mflux.models.layers import Convolution, GroupNorm, attention, silu
+from mflux.runtime import one_thread_a_product
 
 OVERLAP = 0.25
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -46,6 +47,12 @@ class Posterior(NamedTuple):
     logvar: mx.array
 
 
+def activated(norm: GroupNorm, convolution: Convolution, x: mx.array) -> mx.array:
+    """convolution(silu(norm(x))), on a CPU strip by strip."""
+    scale, shift = norm.affine(x)
+    return convolution(x, lambda part: silu(part.astype(mx.float32) * scale + shift, whole=True).astype(x.dtype))
+
+
 class ResnetBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, groups: int):
         super().__init__()
@@ -57,7 +64,7 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        out = self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
+        out = activated(self.norm2, self.conv2, activated(self.norm1, self.conv1, x))
         return out + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
 
 
@@ -91,7 +98,7 @@ class Upsampler(nn.Module):
         self.conv = Convolution(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2))
+        return self.conv.of_doubled(x)
 
 
 class Level(nn.Module):
@@ -143,7 +150,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
-        return self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
+        return activated(self.conv_norm_out, self.conv_out, self.mid_block(x))
 
 
 class Decoder(nn.Module):
@@ -160,7 +167,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)
-        return self.conv_out(silu(self.conv_norm_out(x)))
+        return activated(self.conv_norm_out, self.conv_out, x)
 
 
 class Vae(nn.Module):
@@ -179,8 +186,8 @@ class Vae(nn.Module):
     def posterior(self, pixels: mx.array, tiled: bool = False) -> Posterior:
         """The distribution over raw latents of pixels (B, 3, H, W) in [-1, 1], sides multiples of 8."""
         image = pixels.transpose(0, 2, 3, 1)
-        tile = self.config.sample_size
-        moments = in_tiles(self._encode, image, tile, 1 / self.config.downscale) if tiled else self._encode(image)
+        tile = self.config.sample_size if tiled else max(image.shape)
+        moments = evaluated(self._encode, image, tile, 1 / self.config.downscale)
         mean, logvar = mx.split(moments.transpose(0, 3, 1, 2), 2, axis=1)
         return Posterior(mean, mx.clip(logvar, *LOGVAR_RANGE))
 
@@ -194,8 +201,8 @@ class Vae(nn.Module):
         """Pixels (B, 3, H, W), about [-1, 1] but not clamped, of scaled latents (B, 16, h, w)."""
         raw = latents / self.config.scaling_factor + self.config.shift_factor
         image = raw.astype(self.dtype).transpose(0, 2, 3, 1)
-        tile = self.config.sample_size // self.config.downscale
-        pixels = in_tiles(self._decode, image, tile, self.config.downscale) if tiled else self._decode(image)
+        tile = self.config.sample_size // self.config.downscale if tiled else max(image.shape)
+        pixels = evaluated(self._decode, image, tile, self.config.downscale)
         return pixels.transpose(0, 3, 1, 2)
 
     @property
@@ -208,6 +215,14 @@ class Vae(nn.Module):
 
     def _decode(self, latents: mx.array) -> mx.array:
         return self.decoder(self.post_quant_conv(latents) if "post_quant_conv" in self else latents)
+
+
+def evaluated(function: Callable[[mx.array], mx.array], x: mx.array, tile: int, ratio: float) -> mx.array:
+    """`in_tiles`, computed at once: on a CPU the strips of a picture share the cores, not the products."""
+    with one_thread_a_product():
+        out = in_tiles(function, x, tile, ratio)
+        mx.eval(out)
+    return out
 
 
 def in_tiles(function: Callable[[mx.array], mx.array], x: mx.array, tile: int, ratio: float) -> mx.array:
