@@ -162,20 +162,17 @@ def t5(case: Case) -> Tensors:
 
 
 def vae_encode(case: Case) -> Tensors:
-    vae, tiled, pixels = (
-        load_network("vae", case.model() / "vae"),
-        case.args.get("tiling", False),
-        case.needed("pixels"),
-    )
-    mean, logvar = vae.posterior(pixels, tiled)
-    out = {"mean": mean, "logvar": logvar, "latents": vae.encode(pixels, tiled=tiled)}
+    vae, pixels = load_network("vae", case.model() / "vae"), case.needed("pixels")
+    tile = vae.config.sample_size * case.args.get("tiling", False)
+    mean, logvar = vae.posterior(pixels, tile)
+    out = {"mean": mean, "logvar": logvar, "latents": vae.encode(pixels, tile=tile)}
     noise = case.tensor("vae_noise")
-    return out if noise is None else out | {"sampled_latents": vae.encode(pixels, noise, tiled)}
+    return out if noise is None else out | {"sampled_latents": vae.encode(pixels, noise, tile)}
 
 
 def vae_decode(case: Case) -> Tensors:
     vae = load_network("vae", case.model() / "vae")
-    pixels = np.array(vae.decode(case.needed("latents"), case.args.get("tiling", False)))
+    pixels = np.array(vae.decode(case.needed("latents"), vae.config.sample_size * case.args.get("tiling", False)))
     return {"pixels": pixels, "image": from_pixels(pixels)}
 
 

@@ -54,6 +54,8 @@ PROMPTS = "give one of `--prompt TEXT`, `--prompt -` (stdin) and `--prompt-file 
         ("--width", "x", "'' is not a number", HELP),
         ("--scheduler", "euler", "'euler' is unknown", "choose one of `linear`"),
         ("--mlx-cache-limit-gb", "-1", "-1.0 is out of range", "give a number from 0 to 1024"),
+        ("--vae-tile-size", "127", "127 is out of range", "give a whole number from 128 to 16384"),
+        ("--vae-tile-size", "136", "136 is not a multiple of 16", "give 128"),
         ("--vae-tiling-split", "diagonal", "'diagonal' is unknown", "choose one of `horizontal`, `vertical`"),
         ("--noise", "numpy", "'numpy' is unknown", "choose one of `mflux`, `torch`"),
         ("--output", "fox", "`fox` has no ending", ENDINGS),

@@ -140,9 +140,10 @@ def test_the_ways_to_name_loras_draw_the_same(cli, loras):
 
 
 def test_baked_loras_draw_what_side_paths_draw(cli, loras):
-    for flags in ((), ("--bake-lora",)):
+    for flags in ((), ("--bake-lora",), ("--no-bake-lora",)):
         assert cli("--model", "tiny", *DRAW, "--lora", "ink", "0.3", *flags).code == 0
     assert np.abs(pixels("image.png").astype(int) - pixels("image_1.png")).max() <= 1
+    assert np.array_equal(pixels("image.png"), pixels("image_2.png"))
 
 
 def test_half_a_lora_is_refused_unless_it_is_allowed(cli, refused, loras):
@@ -159,6 +160,7 @@ def test_half_a_lora_is_refused_unless_it_is_allowed(cli, refused, loras):
         (("--lora", "ink", "nan"), "nan"),
         (("--lora", "ink", "1", "2"), "has 3 words"),
         (("--lora", "ink", "--lora-paths", "odd"), "are both given"),
+        (("--lora", "ink", "--bake-lora", "--no-bake-lora"), "are both given"),
         (("--lora", "inc"), "there is no LoRA `inc`"),
         (("--lora-paths", "ink", "--lora-scales", "1", "2"), "2 scales for 1 LoRAs"),
     ],

@@ -31,6 +31,12 @@ def test_progress_for_programs_is_an_object_a_line(cli, dev):
     assert "\r" not in done.err
 
 
+def test_verbose_says_what_is_loaded_and_how_long_it_takes(cli, dev):
+    done = cli(*dev, "--verbose", "--progress", "none")
+    assert "`transformer` of `" in done.err and "s a picture" in done.err
+    assert "loaded in" not in cli(*dev, "--progress", "none").err
+
+
 def test_notes_and_warnings_are_objects_for_programs(cli, dev, capsys):
     done = cli(*dev, "--negative-prompt", "snow", "--auto-seeds", "2", "--progress=json")
     notes = [each["note"] for each in events(done) if each["event"] == "note"]

@@ -6,7 +6,7 @@ import pytest
 
 import mflux  # noqa: F401
 from mflux.models import layers
-from mflux.models.vae import cross_fade, in_tiles
+from mflux.models.vae import Vae, VaeConfig, cross_fade, in_tiles
 
 
 def test_a_pixelwise_function_in_tiles_is_the_whole():
@@ -71,3 +71,13 @@ def test_a_convolution_of_doubled_pixels_reads_each_once(monkeypatch, strip):
     doubled = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
     wanted = mx.conv2d(doubled, ours.weight, padding=1) + ours.bias
     assert float(mx.abs(ours.of_doubled(x) - wanted).max()) < 1e-5
+
+
+def test_tiles_of_a_size_are_close_to_the_whole_picture():
+    """Each tile has statistics of its own: on noise they are nearly those of the whole."""
+    mx.random.seed(0)
+    vae = Vae(VaeConfig(block_out_channels=(8, 8, 8, 8), norm_num_groups=2))
+    latents = mx.random.normal((1, 16, 24, 48))
+    whole, same, tiles = (np.array(vae.decode(latents, tile)) for tile in (0, 384, 128))
+    assert np.array_equal(same, whole)
+    assert 0 < np.abs(tiles - whole).mean() < 0.2 * np.abs(whole).mean()

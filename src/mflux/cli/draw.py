@@ -17,7 +17,7 @@ from mflux.cli.options import Command, Values
 from mflux.cli.parse import choose_loras, spelled
 from mflux.cli.replay import conditions_of, replayed
 from mflux.cli.watch import Watch, Watching
-from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed
+from mflux.engine.request import TRUE_CFG_WITH_NEGATIVE, Config, check_choice, check_number, check_seed, check_tile
 from mflux.errors import MfluxError, StoppedError, UsageError
 from mflux.paths import check_output, check_output_size, expand, reading
 from mflux.runtime import one_of_several
@@ -27,7 +27,16 @@ AUTO_SEED_MAX = 10_000_000
 MAX_SEEDS = 1_000_000
 MAX_PROMPT_BYTES = 1_000_000
 MAX_PROMPT_IN_NAME = 60  # letters
-OF_THE_MODEL = ("quantize", "vae_tiling", "force", "low_ram", "allow_partial_lora", "bake_lora", "split_image")
+OF_THE_MODEL = (
+    "quantize",
+    "vae_tiling",
+    "vae_tile_size",
+    "force",
+    "low_ram",
+    "allow_partial_lora",
+    "bake_lora",
+    "split_image",
+)
 PLACEHOLDERS = ("{seed}", "{index}", "{prompt}")
 PLACEHOLDERS_OF = re.compile(r"\{.*?\}|[{}]")
 INDEX = re.compile(r"\{index(?:\+([0-9]{1,9}))?\}")  # `{index+3}` counts from 4
@@ -51,6 +60,7 @@ class Run:
     overwrite: bool = False
     quantize: int | None = None
     batch_size: int | None = None
+    vae_tile_size: int | None = None
     vae_tiling_split: str | None = None
     start_image: Sequence[str] = ()  # and its strength
     scheduler: str = "linear"
@@ -59,13 +69,18 @@ class Run:
     metadata: bool = False
     no_metadata: bool = False
     adapters: Sequence[Sequence[str]] = ()
+    bake_lora: bool = False
+    no_bake_lora: bool = False
     lora_name: str | None = None
     lora_repo_id: str | None = None
     side_files: Sequence[str] = ()  # artifacts that are written too
     sweep: str | None = None
+    verbose: bool = False
 
     def check(self) -> None:
         """Raise UsageError for what cannot be meant; note what is not used."""
+        if self.verbose:
+            log.setLevel(logging.DEBUG)
         if self.quantize is not None:
             check_choice("quantize", self.quantize, BITS)
         if self.batch_size is not None:
@@ -76,6 +91,9 @@ class Run:
         check_choice("scheduler", self.scheduler, ("linear",))
         if self.mlx_cache_limit_gb is not None:
             check_number("mlx_cache_limit_gb", self.mlx_cache_limit_gb, 0, 1024)
+        check_tile(self.vae_tile_size)
+        if self.bake_lora and self.no_bake_lora:
+            raise UsageError("`--bake-lora` and `--no-bake-lora` are both given", "leave one of them out")
         if self.vae_tiling_split is not None:
             check_choice("vae_tiling_split", self.vae_tiling_split, ("horizontal", "vertical"))
             log.warning("--vae-tiling-split is not used: tiles are blended on every side")
@@ -162,7 +180,7 @@ def processes() -> Any:
 
 def unused(values: Values, loras: Sequence[Any]) -> Iterator[str]:
     """Notes on flags about LoRAs, where there are none."""
-    for name in ("bake_lora", "allow_partial_lora"):
+    for name in ("bake_lora", "no_bake_lora", "allow_partial_lora"):
         if values.get(name) and not loras:
             yield f"--{name.replace('_', '-')} is not used: there is no LoRA"
 

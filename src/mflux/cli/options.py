@@ -145,6 +145,7 @@ LORAS = (
 ADAPTERS = (
     *LORAS,
     Option("--bake-lora", "Flux1.bake_lora", "put LoRAs into the weights instead of beside them", SWITCH),
+    Option("--no-bake-lora", "Run.no_bake_lora", "leave LoRAs beside the weights, which is the default", SWITCH),
 )
 SIDES = ", floored to a multiple of 16; or times the picture's own, `auto` (once) or `2x`"
 DRAWING = (
@@ -167,6 +168,7 @@ DRAWING = (
         "--split-image", "Flux1.split_image", "share each picture among the processes that mlx.launch started", SWITCH
     ),
     Option("--vae-tiling", "Flux1.vae_tiling", "encode and decode in tiles: less memory", SWITCH),
+    Option("--vae-tile-size", "Flux1.vae_tile_size", "px of a tile, a multiple of 16 from 128 on", WHOLE),
     Option("--vae-tiling-split", "Run.vae_tiling_split", "of mflux 0.8; not used: tiles leave no seam to turn"),
     Option("--force", "Flux1.force", "draw even if the memory forecast says no", SWITCH),
 )
@@ -186,6 +188,7 @@ OUTPUTS = (
     Option("--no-metadata --no-exif", "Run.no_metadata", "put no metadata into the picture", SWITCH),
 )
 WATCHING = (
+    Option("--verbose -v", "Run.verbose", "also say what is loaded, and how long things take", SWITCH),
     Option(
         "--progress",
         "Watching.progress",

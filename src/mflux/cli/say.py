@@ -65,7 +65,9 @@ class Notes(logging.Handler):
         if self._as_json:
             event("note", note=text)
         else:
-            print(visible(text if text.startswith("mflux:") else f"note: {text}"), file=sys.stderr)
+            line = visible(text if text.startswith("mflux:") else f"note: {text}")
+            bars = sys.modules.get("tqdm")  # where one stands on the line, it moves down
+            (bars.tqdm.write if bars else print)(line, file=sys.stderr)
 
 
 def set_up_log(as_json: bool) -> None:
@@ -73,6 +75,7 @@ def set_up_log(as_json: bool) -> None:
     log = logging.getLogger("mflux")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, for programmers
     log.handlers[:] = [Notes(as_json)]
+    log.setLevel(logging.WARNING)
     log.propagate = False
     if as_json:
         os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "error"}

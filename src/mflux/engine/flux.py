@@ -20,8 +20,8 @@ from mflux.engine.latents import noise as start_noise_of
 from mflux.engine.network import GuidedVelocity, Network
 from mflux.engine.parts import TEXT_ENCODERS, LoadOptions, Parts
 from mflux.engine.picture import GeneratedImage
-from mflux.engine.plan import batch_that_fits, check_memory, forecast, make_plan
-from mflux.engine.request import DEFAULTS, Config, Request, check_choice, check_number
+from mflux.engine.plan import batch_that_fits, check_memory, forecast, gigabytes, make_plan
+from mflux.engine.request import DEFAULTS, Config, Request, check_choice, check_number, check_tile
 from mflux.engine.slots import (
     Branch,
     EncodedText,
@@ -77,24 +77,28 @@ class Flux1:
         allow_partial_lora: bool = False,
         bake_lora: bool = False,
         split_image: bool = False,
+        vae_tile_size: int | None = None,
     ):
         """model_config: alias, hub id or folder (or a ModelSource); other arguments as in `from_name`, and:
 
-        task: whose row a family's bare name means.  vae_tiling: encode and decode in tiles.  force: draw even if the
-        memory forecast says no.  low_ram: drop every part after its use.  allow_partial_lora: leave out what a LoRA
-        has for layers that this model lacks.  bake_lora: put LoRAs into the weights (quantized ones lose a little).
+        task: whose row a family's bare name means.  vae_tiling: encode and decode in tiles; vae_tile_size: of so many
+        px, a multiple of 16 from 128 on, in place of the autoencoder's own size.  force: draw even if the memory
+        forecast says no.  low_ram: drop every part after its use.  allow_partial_lora: leave out what a LoRA has for
+        layers that this model lacks.  bake_lora: put LoRAs into the weights (quantized ones lose a little).
         split_image: every process that `mlx.launch` started takes its share of the transformer's work; each of them
         calls the same methods and gets the same pictures.
         """
         if quantize is not None:
             check_choice("quantize", quantize, BITS)
+        check_tile(vae_tile_size)
         self.loras = paired(lora_paths or (), lora_scales or ())
         found = model_config
         if not isinstance(found, ModelSource):
             found = resolve(str(found), task, base_model)
         options = LoadOptions(low_ram, allow_partial_lora, bake_lora, started_together() if split_image else None)
         self.parts = Parts(found, quantize, [(find_lora(path), scale) for path, scale in self.loras], options)
-        self.quantize, self.base_model, self.vae_tiling, self.force = quantize, base_model, vae_tiling, force
+        self.quantize, self.base_model, self.force = quantize, base_model, force
+        self.vae_tile = vae_tile_size or vae_tiling * self.parts.vae_config.sample_size
         # Normal noise for the posteriors by role (`image`, `masked`), for comparisons with diffusers, which samples
         # them; without it, and for every user, a picture's latents are its posterior's mode.
         self.posterior_noise: dict[str, mx.array] = {}
@@ -124,7 +128,7 @@ class Flux1:
 
     def planned(self, request: Request) -> Plan:
         """The plan of a whole request for this model.  Raises UsageError."""
-        return make_plan(request, self.parts, self.vae_tiling, self.force)
+        return make_plan(request, self.parts, self.vae_tile, self.force)
 
     def generate_image(
         self,
@@ -187,6 +191,7 @@ class Flux1:
                 self.parts.release("transformer")
             decoded = [self._decode(plan, final[index : index + 1]) for index in range(len(group))]
             seconds = (time.perf_counter() - started) / len(group)
+            log.debug(f"seeds {group}: {seconds:.2f} s a picture; memory's peak {gigabytes(mx.get_peak_memory())}")
             for index, one in enumerate(group):
                 pixels = decoded[index][0]
                 made = {"latents": final[index], **artifacts_of(hooks, index, pixels)}
@@ -230,7 +235,7 @@ class Flux1:
         """What the conditions of a plan prepare with."""
         return Stage(
             plan,
-            encode=lambda pixels, role: self._encode(pixels, role, plan.tiled),
+            encode=lambda pixels, role: self._encode(pixels, role, plan.vae_tile),
             network=self.parts.get,
             text=lambda text: self._encoded(text, plan.text_tokens),
         )
@@ -276,8 +281,8 @@ class Flux1:
         own = min(self.parts.t5_tokenizer.count(text), text_tokens) - 1
         return EncodedText(*self.encode_prompt(text, None, text_tokens), own)
 
-    def _encode(self, pixels: mx.array, role: str, tiled: bool) -> mx.array:
-        return self.parts.get("vae").encode(pixels, self.posterior_noise.get(role), tiled)
+    def _encode(self, pixels: mx.array, role: str, tile: int) -> mx.array:
+        return self.parts.get("vae").encode(pixels, self.posterior_noise.get(role), tile)
 
     def _denoise(
         self,
@@ -291,7 +296,7 @@ class Flux1:
         """From noise to the final latents (B, S, 64)."""
 
         def latents_of(request: Request) -> mx.array:
-            earlier = make_plan(request, self.parts, self.vae_tiling, force=True)
+            earlier = make_plan(request, self.parts, self.vae_tile, force=True)
             return self._denoise(earlier, seeds, noise, *self._prepare(earlier), None)[0]
 
         inputs = all_inputs(prepared)
@@ -328,11 +333,13 @@ class Flux1:
 
     def decoded(self, latents: mx.array, plan: Plan) -> Image.Image:
         """The picture of one run's latents (1, S, 64), at any of its steps; the autoencoder works in tiles."""
-        return Image.fromarray(self._decode(replace(plan, tiled=True), latents)[0])
+        return Image.fromarray(
+            self._decode(replace(plan, vae_tile=plan.vae_tile or self.parts.vae_config.sample_size), latents)[0]
+        )
 
     def colours(self) -> np.ndarray:
         """A linear map (17, 3) from a latent cell's channels and 1 to its colour, for `preview`.  Loads the VAE."""
-        found = fit_colours(lambda pixels: self._encode(mx.array(pixels), "preview", False))
+        found = fit_colours(lambda pixels: self._encode(mx.array(pixels), "preview", 0))
         self.parts.release("vae")
         return found
 
@@ -345,7 +352,7 @@ class Flux1:
     def _decode(self, plan: Plan, latents: mx.array) -> np.ndarray:
         """(1, S, 64) -> (1, H, W, 3) uint8.  One picture at a time: the autoencoder's memory grows with the batch."""
         grid = unpack_latents(latents, plan.height, plan.width)
-        pixels = np.array(self.parts.get("vae").decode(grid, plan.tiled).astype(mx.float32))
+        pixels = np.array(self.parts.get("vae").decode(grid, plan.vae_tile).astype(mx.float32))
         if not np.isfinite(pixels).all():
             raise ModelError("the autoencoder's numbers are not finite", "its weights are damaged")
         return from_pixels(pixels)

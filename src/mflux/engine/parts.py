@@ -4,7 +4,9 @@ Where the whole model takes less than half of the memory, it stays loaded.  Othe
 use and dropped after it: text encoders, transformer, autoencoder.
 """
 
+import logging
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +30,7 @@ from mflux.weights.load import Source, fill, open_network, stored_bits
 from mflux.weights.lora_files import ADAPTABLE, LoraFile, attach, fuse, read_lora
 from mflux.weights.resolve import NETWORKS, ModelSource, Side
 
+log = logging.getLogger("mflux")
 PRECISION = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 STAYS_BELOW = 0.5  # share of the physical memory
@@ -186,6 +189,7 @@ class Parts:
     def get(self, part: Part) -> Any:
         """A network, loaded if it is not there."""
         if part not in self._networks:
+            started = time.perf_counter()
             dtype = PRECISION[self._precision] if self._precision else None
             self.empty(part)
             bits = None if part == "vae" else self.bits  # its Linears are a few; fine lines need them whole
@@ -197,6 +201,7 @@ class Parts:
             if part == "transformer" and self.options.split:
                 split(network, self.options.split)
             self._networks[part] = network
+            log.debug(f"`{part}` of `{self.source.name}`: loaded in {time.perf_counter() - started:.2f} s")
         return self._networks[part]
 
     def stamp(self, *parts: str) -> Iterator[object]:

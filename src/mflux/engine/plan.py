@@ -25,10 +25,11 @@ TOLD_FROM = 2**30  # bytes; smaller forecasts are not worth a line
 MAX_BATCH = 8  # so that finished pictures keep coming
 
 
-def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool = False) -> Plan:
+def make_plan(request: Request, parts: Parts, vae_tile: int = 0, force: bool = False) -> Plan:
     """The plan of a request.  Raises UsageError for what cannot be drawn, ModelError for a damaged model.
 
-    tiled: the autoencoder works in tiles.  force: go on where the memory forecast is above the machine's.
+    vae_tile: px of the autoencoder's tiles, 0: the whole picture, unless that is large.  force: go on where the memory
+    forecast is above the machine's.
     """
     row, config = parts.source.row, request.config
     steps = len(config.sigmas) if config.sigmas else config.num_inference_steps or row.steps
@@ -52,7 +53,7 @@ def make_plan(request: Request, parts: Parts, tiled: bool = False, force: bool =
         problem = f"the picture is drawn in tiles, which step_cache {config.step_cache} cannot tell apart"
         raise UsageError(problem, "leave the step cache out, or draw a smaller picture", "step_cache")
     parts.check()
-    plan = finish(note_guidance(draft), parts, tiled)
+    plan = finish(note_guidance(draft), parts, vae_tile)
     plan = replace(plan, memory_bytes=forecast(parts, plan), notes=(*plan.notes, *parts.notes()))
     if plan.memory_bytes > TOLD_FROM:
         told = f"about {gigabytes(plan.memory_bytes)} of this machine's {gigabytes(physical_memory())} will be used"
@@ -89,7 +90,7 @@ def note_guidance(draft: Draft) -> Draft:
     return draft
 
 
-def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
+def finish(draft: Draft, parts: Parts, vae_tile: int) -> Plan:
     """The plan of a draft that every condition has seen."""
     request, row, config = draft.request, draft.row, draft.request.config
     assert draft.height and draft.width
@@ -98,7 +99,8 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
     sigmas = parts.schedule.sigmas(draft.steps, seen[0] * seen[1] // TOKEN_PIXELS**2, config.sigmas)
     guidance = row.guidance if config.guidance is None else config.guidance
     tokens = draft.height * draft.width // TOKEN_PIXELS**2
-    tiled = tiled or max(tokens, draft.encodes) * CELL**2 > TILED_VAE_FROM
+    if max(tokens, draft.encodes) * CELL**2 > TILED_VAE_FROM:
+        vae_tile = vae_tile or parts.vae_config.sample_size
     return Plan(
         request=request,
         row=row,
@@ -114,7 +116,7 @@ def finish(draft: Draft, parts: Parts, tiled: bool) -> Plan:
         true_cfg=config.true_cfg,
         text_tokens=text_tokens,
         encodes=draft.encodes,
-        tiled=tiled,
+        vae_tile=vae_tile,
         extra_tokens=draft.extra_tokens,
         sides=draft.sides,
         prompt=request.prompt if draft.prompt is None else draft.prompt,
@@ -133,7 +135,7 @@ def forecast(parts: Parts, plan: Plan, batch: int = 1) -> int:
     )
     seen = plan.seen[0] * plan.seen[1] // TOKEN_PIXELS**2
     drawing = transformer_bytes(plan.transformer, seen, plan.text_tokens + plan.extra_tokens, batch)
-    decoding = vae_bytes(parts.vae_config, max(plan.tokens, plan.encodes), plan.tiled)
+    decoding = vae_bytes(parts.vae_config, max(plan.tokens, plan.encodes), plan.vae_tile)
     sides = {side: parts.weight_bytes(side, precision) for side in plan.sides}
     if parts.all_stay(precision):
         return text + text_2 + transformer + vae + sum(sides.values()) + max(drawing, decoding)
@@ -151,10 +153,10 @@ def transformer_bytes(config: TransformerConfig, tokens: int, other_tokens: int,
     return 4 * (batch * length * config.width * LIVE_STREAMS + scores)
 
 
-def vae_bytes(config: VaeConfig, tokens: int, tiled: bool) -> int:
+def vae_bytes(config: VaeConfig, tokens: int, tile: int) -> int:
     """Arrays alive at the autoencoder's full resolution, in float32, and copies of the picture."""
     pixels = tokens * CELL**2
-    worked = min(pixels, config.sample_size**2) if tiled else pixels
+    worked = min(pixels, tile**2) if tile else pixels
     return 4 * (worked * config.block_out_channels[0] * LIVE_PLANES + pixels * LIVE_PIXELS)
 
 

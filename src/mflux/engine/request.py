@@ -15,6 +15,7 @@ from mflux.errors import UsageError
 
 MAX_SEED = 2**64 - 1
 MIN_SIDE, MAX_SIDE = 16, 16384
+MIN_TILE = 128  # px, of the autoencoder
 CELL = 16  # pixels a token: sides are multiples of it
 NOISES = ("mflux", "torch")
 STEP_CACHES = {"fb": (0.0, 0.5), "tea": (0.0, 1.0), "taylor": (1, 10)}  # ranges; at the lower end they are off
@@ -152,6 +153,14 @@ def number_in(text: str) -> Any:
         except ValueError:
             pass
     return text
+
+
+def check_tile(size: int | None) -> None:
+    """Raise UsageError for a side that no tile of the autoencoder can have."""
+    if size is not None:
+        check_number("vae_tile_size", size, MIN_TILE, MAX_SIDE, whole=True)
+        if size % CELL:
+            raise UsageError(f"{size} is not a multiple of {CELL}", f"give {size - size % CELL}", "vae_tile_size")
 
 
 def check_choice(field: str, value: Any, choices: Sequence[Any]) -> None:

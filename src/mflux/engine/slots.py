@@ -186,7 +186,7 @@ class Plan:
     true_cfg: float
     text_tokens: int
     encodes: int
-    tiled: bool
+    vae_tile: int  # px, 0: the autoencoder sees the whole picture
     extra_tokens: int
     sides: tuple[Side, ...]
     prompt: str

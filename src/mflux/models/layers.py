@@ -89,8 +89,9 @@ def more_streams() -> list[mx.ThreadLocalStream]:
 
 
 def piece_size(total: int) -> int:
-    """How many of `total` numbers go through a chain of CPU operations at a time."""
-    return max(CHUNK, math.ceil(total / MAX_PIECES))
+    """How many of `total` numbers go through a chain of CPU operations at a time: as many pieces for each core."""
+    rounds = math.ceil(min(MAX_PIECES, total / CHUNK) / cores())
+    return math.ceil(total / (rounds * cores()))
 
 
 GELU_SLOPE = math.sqrt(2 / math.pi)

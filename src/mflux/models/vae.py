@@ -183,26 +183,28 @@ class Vae(nn.Module):
         if config.use_post_quant_conv:
             self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, kernel_size=1)
 
-    def posterior(self, pixels: mx.array, tiled: bool = False) -> Posterior:
-        """The distribution over raw latents of pixels (B, 3, H, W) in [-1, 1], sides multiples of 8."""
+    def posterior(self, pixels: mx.array, tile: int = 0) -> Posterior:
+        """The distribution over raw latents of pixels (B, 3, H, W) in [-1, 1], sides multiples of 8.
+
+        tile: px of the tiles that it is seen in, 0: whole.
+        """
         image = pixels.transpose(0, 2, 3, 1)
-        tile = self.config.sample_size if tiled else max(image.shape)
-        moments = evaluated(self._encode, image, tile, 1 / self.config.downscale)
+        moments = evaluated(self._encode, image, tile or max(image.shape), 1 / self.config.downscale)
         mean, logvar = mx.split(moments.transpose(0, 3, 1, 2), 2, axis=1)
         return Posterior(mean, mx.clip(logvar, *LOGVAR_RANGE))
 
-    def encode(self, pixels: mx.array, noise: mx.array | None = None, tiled: bool = False) -> mx.array:
+    def encode(self, pixels: mx.array, noise: mx.array | None = None, tile: int = 0) -> mx.array:
         """Scaled latents (B, 16, H/8, W/8), float32: the posterior's mode, or its sample for the given normal noise."""
-        mean, logvar = self.posterior(pixels.astype(self.dtype), tiled)
+        mean, logvar = self.posterior(pixels.astype(self.dtype), tile)
         raw = mean if noise is None else mean + mx.exp(logvar / 2) * noise
         return (raw.astype(mx.float32) - self.config.shift_factor) * self.config.scaling_factor
 
-    def decode(self, latents: mx.array, tiled: bool = False) -> mx.array:
-        """Pixels (B, 3, H, W), about [-1, 1] but not clamped, of scaled latents (B, 16, h, w)."""
+    def decode(self, latents: mx.array, tile: int = 0) -> mx.array:
+        """Pixels (B, 3, H, W), about [-1, 1] but not clamped, of scaled latents (B, 16, h, w), in tiles as above."""
         raw = latents / self.config.scaling_factor + self.config.shift_factor
         image = raw.astype(self.dtype).transpose(0, 2, 3, 1)
-        tile = self.config.sample_size // self.config.downscale if tiled else max(image.shape)
-        pixels = evaluated(self._decode, image, tile, self.config.downscale)
+        side = tile // self.config.downscale or max(image.shape)
+        pixels = evaluated(self._decode, image, side, self.config.downscale)
         return pixels.transpose(0, 3, 1, 2)
 
     @property
