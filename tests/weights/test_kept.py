@@ -1,5 +1,8 @@
 """What is kept on disk comes back to the bit, and nothing that happens to the files stops a run."""
 
+import json
+import shutil
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -43,3 +46,8 @@ def test_an_encoded_prompt_serves_another_run_to_the_bit(oracle_model, monkeypat
     assert all(np.array_equal(np.array(one), np.array(other)) for one, other in zip(*runs, strict=True))
     engine.Flux1(str(oracle_model("dev")), quantize=8).encode_prompt("a fox", None, 16)
     assert len(calls) == 2, "other weights, other states"
+    own = shutil.copytree(oracle_model("dev"), tmp_path / "own")
+    for turn in range(2):
+        (own / "tokenizer_2" / "tokenizer_config.json").write_text(json.dumps({"turn": turn}))
+        engine.Flux1(str(own)).encode_prompt("a fox", None, 16)
+    assert len(calls) == 4, "another tokenizer, other states"

@@ -18,7 +18,7 @@ from mflux.engine.denoise import integrate
 from mflux.engine.latents import LATENT_CHANNELS, TOKEN_CHANNELS, fit_colours, pack_latents, unpack_latents
 from mflux.engine.latents import noise as start_noise_of
 from mflux.engine.network import GuidedVelocity, Network
-from mflux.engine.parts import TEXT_ENCODERS, LoadOptions, Parts
+from mflux.engine.parts import TEXT_ENCODERS, TOKENIZERS, LoadOptions, Parts
 from mflux.engine.picture import GeneratedImage
 from mflux.engine.plan import batch_that_fits, check_memory, forecast, gigabytes, make_plan
 from mflux.engine.request import DEFAULTS, Config, Request, check_choice, check_number, check_tile
@@ -275,7 +275,7 @@ class Flux1:
         """Encoded prompts on disk, where the text encoders take long to load."""
         if sum(self.parts.weight_bytes(part, None) for part in TEXT_ENCODERS) < PROMPTS_ON_DISK_FROM:
             return Kept(None)
-        return Kept(home() / "prompts", *self.parts.stamp(*TEXT_ENCODERS), most=PROMPTS_KEPT)
+        return Kept(home() / "prompts", *self.parts.stamp(*TEXT_ENCODERS, *TOKENIZERS), most=PROMPTS_KEPT)
 
     def _encoded(self, text: str, text_tokens: int) -> EncodedText:
         own = min(self.parts.t5_tokenizer.count(text), text_tokens) - 1

@@ -33,6 +33,7 @@ from mflux.weights.resolve import NETWORKS, ModelSource, Side
 log = logging.getLogger("mflux")
 PRECISION = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 STAYS_BELOW = 0.5  # share of the physical memory
 Part = str | Side  # a network of the model, or one beside it
 
@@ -205,8 +206,8 @@ class Parts:
         return self._networks[part]
 
     def stamp(self, *parts: str) -> Iterator[object]:
-        """What the outputs of these networks follow from, but for their inputs."""
-        files = [file for part in parts for file in sorted(self.source.folders[part].glob("*.safetensors"))]
+        """What the outputs of these networks and tokenizers follow from, but for their inputs."""
+        files = [file for part in parts for file in sorted(self.source.folders[part].glob("*")) if file.is_file()]
         yield from (self.source.name, self.bits, self._precision, self.options.bake_loras, self.options.partial_loras)
         for path, scale in [*((path, 1.0) for path in [*files, *self._own_loras]), *self.loras]:
             yield from (path, scale, path.stat().st_size, path.stat().st_mtime_ns)

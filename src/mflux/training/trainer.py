@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from mflux.engine.network import Branch, Network
-from mflux.engine.parts import TEXT_ENCODERS
+from mflux.engine.parts import TEXT_ENCODERS, TOKENIZERS
 from mflux.errors import MfluxError, UsageError
 from mflux.models.lora import Factors
 from mflux.ranks import Ranks
@@ -74,7 +74,8 @@ class Trainer:
         """
         self.spec, self.config, self.flux, self.ranks = spec, config, flux, ranks
         self.facts = files.facts(spec.model, spec.quantize, [source.digest for source in (*sources, *held_out)])
-        encoded = encode(spec, flux, [*sources, *held_out], Kept(cache, *flux.parts.stamp(*TEXT_ENCODERS, "vae")))
+        stamp = flux.parts.stamp(*TEXT_ENCODERS, *TOKENIZERS, "vae")
+        encoded = encode(spec, flux, [*sources, *held_out], Kept(cache, *stamp))
         self.subjects = [each for each in encoded[: len(sources)] if not each.source.prior]
         self.priors = [each for each in encoded[: len(sources)] if each.source.prior]
         self.held_out = encoded[len(sources) :]
