@@ -47,10 +47,15 @@ pages: install
 parity: install
 	$(BIN)/python tools/parity.py $(or $(ORACLE),../shared/oracle/core) --out $(or $(OUT),/tmp/mflux-parity)
 
+ROWS = benchmarks/rows.jsonl
+BENCHMARKS = "blocks.py --bits 4 3 5 6 --tokens 512 1024 --rounds 5" "encoders.py --side 512 --rounds 5" training.py \
+  batch.py "peer.py --rounds 5" split.py inside.py start.py growth.py step_cache.py
+
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[parity]"
-	$(BIN)/python benchmarks/blas.py
-	$(BIN)/python benchmarks/blocks.py
+	rm -f $(ROWS)
+	for each in $(BENCHMARKS); do echo "== $$each"; MFLUX_BENCHMARKS=$(ROWS) $(BIN)/python benchmarks/$$each || exit 1; done
+	$(BIN)/python benchmarks/plot.py $(ROWS) docs/images/benchmarks.png
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
