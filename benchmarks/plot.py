@@ -1,8 +1,9 @@
-"""The rows that benchmarks wrote (MFLUX_BENCHMARKS=FILE) as a picture: our time as a share of each peer's.
+"""The rows that benchmarks wrote (MFLUX_BENCHMARKS=FILE) as a picture, our time as a share of each peer's, and as a table.
 
-    .venv/bin/python benchmarks/plot.py rows.jsonl docs/images/benchmarks.png
+    .venv/bin/python benchmarks/plot.py benchmarks/rows.jsonl docs/images/benchmarks.png
 
-The newest row of each measurement counts.  A bar that ends left of the line is faster than the peer.
+The newest row of each measurement counts.  A bar that ends left of the line is faster than the peer.  The table, in
+Markdown, goes to stdout.
 """
 
 import argparse
@@ -35,13 +36,24 @@ def plot(rows: dict[tuple[str, str], dict[str, object]]) -> Image.Image:
     return image
 
 
+def table(rows: dict[tuple[str, str], dict[str, object]]) -> str:
+    lines = ["| benchmark | what | mflux, s | peer, s | ratio |", "|---|---|---|---|---|"]
+    for (benchmark, what), row in sorted(rows.items()):
+        (peer, seconds), *_ = ((name, value) for name, value in row["seconds"].items() if name != "mflux")
+        own = row["seconds"]["mflux"]
+        lines.append(f"| {benchmark} | {what} | {own:.3g} | {seconds:.3g} ({peer}) | {row['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.rows.read_text().splitlines()]
-    plot({(row["benchmark"], row["what"]): row for row in rows}).save(options.picture, optimize=True)
+    written = [json.loads(line) for line in options.rows.read_text().splitlines()]
+    rows = {(row["benchmark"], row["what"]): row for row in written}
+    plot(rows).save(options.picture, optimize=True)
+    print(table(rows))
 
 
 if __name__ == "__main__":
