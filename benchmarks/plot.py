@@ -1,8 +1,8 @@
-"""The rows that benchmarks wrote (MFLUX_BENCHMARKS=FILE) as a picture, our time as a share of each peer's, and as a table.
+"""The rows that benchmarks wrote (MFLUX_BENCHMARKS=FILE) as a picture and a table: our time as a share of each peer's.
 
     .venv/bin/python benchmarks/plot.py benchmarks/rows.jsonl docs/images/benchmarks.png
 
-The newest row of each measurement counts.  A bar that ends left of the line is faster than the peer.  The table, in
+The newest row of each measurement counts.  A bar that ends left of the line is faster than the peer.  The table,
 Markdown, goes to stdout.
 """
 
