@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "dreambooth"
 PLAIN = SceneKind(two_objects=0, styled=0, dotted=0)
 CONFIG = Config(num_inference_steps=8, height=128, width=128, guidance=3.5)
-NEW, OLD = 12, 60  # pictures of the new shape, and of the others
+NEW, OLD = 12, 160  # pictures of the new shape, and of the others
 ALL_SHAPES = (*SHAPES, RESERVED_SHAPE)
 
 
