@@ -28,6 +28,8 @@ BLAS_THREADS = (  # functions of OpenBLAS and MKL that get and set the number of
     ("openblas_get_num_threads", "openblas_set_num_threads"),
     ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
 )
+# How many operations MLX keeps in sight when it orders them: with its own 20, what two cores could do is done in turn.
+GRAPH_WIDTH = "32"
 STARTERS = ("MLX_RANK", "OMPI_COMM_WORLD_SIZE")  # what `mlx.launch` tells each of its processes
 _blas: str | None = None
 
@@ -57,6 +59,7 @@ def load_blas() -> str | None:
                 print(f"mflux: `MFLUX_BLAS={wish}` cannot be loaded ({error}); give a path or `off`", file=sys.stderr)
             continue
         _blas = path
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", GRAPH_WIDTH)
         return path
     return None
 

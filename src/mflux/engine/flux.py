@@ -189,11 +189,11 @@ class Flux1:
             final, hooks = self._denoise(plan, group, noise, branches, prepared, on_step)
             if self.parts.options.low_ram or group[-1:] == seeds[-1:]:
                 self.parts.release("transformer")
-            decoded = [self._decode(plan, final[index : index + 1]) for index in range(len(group))]
+            decoded = self._decode(plan, final)
             seconds = (time.perf_counter() - started) / len(group)
             log.debug(f"seeds {group}: {seconds:.2f} s a picture; memory's peak {gigabytes(mx.get_peak_memory())}")
             for index, one in enumerate(group):
-                pixels = decoded[index][0]
+                pixels = decoded[index]
                 made = {"latents": final[index], **artifacts_of(hooks, index, pixels)}
                 yield self._picture(plan, one, pixels, made, prepared, seconds)
             started = time.perf_counter()
@@ -350,7 +350,7 @@ class Flux1:
         return [Image.fromarray(each) for each in from_pixels(pixels)]
 
     def _decode(self, plan: Plan, latents: mx.array) -> np.ndarray:
-        """(1, S, 64) -> (1, H, W, 3) uint8.  One picture at a time: the autoencoder's memory grows with the batch."""
+        """(B, S, 64) -> (B, H, W, 3) uint8."""
         grid = unpack_latents(latents, plan.height, plan.width)
         pixels = np.array(self.parts.get("vae").decode(grid, plan.vae_tile).astype(mx.float32))
         if not np.isfinite(pixels).all():

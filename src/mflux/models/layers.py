@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TypeVar
 
 import mlx.core as mx
@@ -24,7 +24,8 @@ ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in a f
 EXP2_POLYNOMIAL = (1.32764602e-3, 9.67554152e-3, 5.55071331e-2, 2.40221197e-1, 6.93146967e-1, 1.00000007)
 CHUNK = 1 << 18  # numbers per piece of a long chain of CPU operations: 1 MB, so that each stays in the cache
 MAX_PIECES = 256  # beyond it pieces grow: every one is some 25 nodes of a step's graph
-STRIP = 1 << 18  # numbers of a picture's rows that go through norm, activation and convolution together: 1 MB
+STRIP, STRIP_ROWS, STRIP_PIXELS = 1 << 16, 8, 2048  # of a picture at least so much goes through a chain together
+LONE_STRIP = 1 << 20  # numbers, where there is one core for them
 GROUP_SIZE = 64  # columns of a quantized weight that share a scale
 Piece = TypeVar("Piece")
 Packed = tuple[mx.array, mx.array, mx.array]  # a quantized weight, its scales, its biases
@@ -54,17 +55,16 @@ def exp2(x: mx.array) -> mx.array:
     return power.astype(x.dtype)
 
 
-def _by_device(cheap: Callable[[mx.array], mx.array], own: Callable[[mx.array], mx.array]) -> Callable[..., mx.array]:
-    """A function of one array: `cheap` in float32 on the CPU; MLX's `own` on a GPU.
+def _by_device(
+    cheap: Callable[[mx.array], mx.array], own: Callable[[mx.array], mx.array]
+) -> Callable[[mx.array], mx.array]:
+    """A function of one array: `cheap` in float32, piece by piece, on the CPU; MLX's `own` on a GPU."""
 
-    On the CPU it goes piece by piece, unless x is a piece already (`whole`).
-    """
-
-    def function(x: mx.array, whole: bool = False) -> mx.array:
+    def function(x: mx.array) -> mx.array:
         if not on_cpu():
             return own(x)
         wide = x.astype(mx.float32)
-        if whole or x.size <= CHUNK:
+        if x.size <= CHUNK:
             return cheap(wide).astype(x.dtype)
         step = piece_size(x.size)
         pieces = mx.split(wide.reshape(-1), range(step, x.size, step))
@@ -74,13 +74,25 @@ def _by_device(cheap: Callable[[mx.array], mx.array], own: Callable[[mx.array], 
 
 
 def spread(function: Callable[[Piece], mx.array], pieces: Iterable[Piece]) -> list[mx.array]:
-    """`function` of each piece, on all cores of a CPU: MLX runs the operations of a stream on one."""
+    """`function` of each piece, on all cores of a CPU: MLX runs the operations of a stream on one.
+
+    What a piece spreads itself stays on its core.
+    """
+    if _spreading:
+        return [function(piece) for piece in pieces]
     out = []
-    for number, piece in enumerate(pieces):
-        place = number % cores()
-        with mx.stream(more_streams()[place - 1]) if place else nullcontext():
-            out.append(function(piece))
+    _spreading.append(True)
+    try:
+        for number, piece in enumerate(pieces):
+            place = number % cores()
+            with mx.stream(more_streams()[place - 1]) if place else nullcontext():
+                out.append(function(piece))
+    finally:
+        _spreading.pop()
     return out
+
+
+_spreading: list[bool] = []  # not empty inside of `spread`
 
 
 @cache
@@ -131,7 +143,8 @@ def attention(
     head_step = max(1, min(heads, piece // (batch * rows * columns)))
     row_step = rows if head_step > 1 else max(1, min(rows, piece // (batch * columns)))
 
-    def part(head: int, row: int) -> mx.array:
+    def part(place: tuple[int, int]) -> mx.array:
+        head, row = place
         heads_part, rows_part = slice(head, head + head_step), slice(row, row + row_step)
         some = queries[:, heads_part, rows_part] * (scale * LOG2_E)
         scores = some @ keys[:, heads_part].swapaxes(-1, -2)
@@ -141,7 +154,11 @@ def attention(
         power = exp2(scores - mx.stop_gradient(scores.max(axis=-1, keepdims=True)))
         return (power @ values[:, heads_part]) / power.sum(axis=-1, keepdims=True)
 
-    strips = [[part(head, row) for row in range(0, rows, row_step)] for head in range(0, heads, head_step)]
+    in_rows = range(0, rows, row_step)
+    places = product(range(0, heads, head_step), in_rows)
+    # The products of large pieces are BLAS' own to share.
+    parts = spread(part, places) if rows * columns <= CHUNK else [part(place) for place in places]
+    strips = [parts[first : first + len(in_rows)] for first in range(0, len(parts), len(in_rows))]
     return joined([joined(strip, axis=2) for strip in strips], axis=1)
 
 
@@ -282,7 +299,19 @@ def strips_of(x: mx.array) -> list[mx.array]:
 
 
 def strip_rows(x: mx.array) -> int:
-    return max(1, STRIP * x.shape[1] // x.size)
+    """How many rows of (B, H, W, C) go through a chain of CPU operations at a time."""
+    numbers = LONE_STRIP if _spreading or cores() == 1 else STRIP
+    return max(STRIP_ROWS, STRIP_PIXELS // x.shape[2], numbers * x.shape[1] // x.size)
+
+
+class PointwiseConvolution(nn.Conv2d):
+    """A 1 x 1 convolution of (B, H, W, C): one product."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, kernel_size=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x @ self.weight.reshape(self.weight.shape[0], -1).T + self.bias
 
 
 class Convolution(nn.Conv2d):
@@ -331,6 +360,22 @@ class Convolution(nn.Conv2d):
             return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
 
         return in_strips(rows, x)
+
+    def halved(self, x: mx.array) -> mx.array:
+        """Every other output of the convolution, from a picture that goes on by one row and one column of zeros."""
+        if not on_cpu():
+            return mx.conv2d(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]), self.weight, stride=2) + self.bias
+        factors = as_factors(self.weight, 3)
+        height, width, step = x.shape[1] // 2, x.shape[2] // 2, max(STRIP_ROWS, strip_rows(x) // 2)
+
+        def strip(top: int) -> mx.array:
+            count = min(step, height - top)
+            part = x[:, 2 * top : 2 * (top + count) + 1]
+            padded = mx.pad(part, [(0, 0), (0, 2 * count + 1 - part.shape[1]), (0, 1), (0, 0)])
+            beside = mx.concatenate([padded[:, :, column : column + 2 * width : 2] for column in range(3)], axis=-1)
+            return self._products([beside[:, row : row + 2 * count : 2] for row in range(3)], factors)
+
+        return joined(spread(strip, range(0, height, step)), axis=1)
 
     def _products(self, rows: list[mx.array], factors: list[mx.array]) -> mx.array:
         """Sum of rows[k] (B, H, W, K) @ factors[k] (K, outputs), and the bias: (B, H, W, outputs)."""

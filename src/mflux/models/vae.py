@@ -7,15 +7,17 @@ norm statistics are per tile, so a tiled picture is close to the whole one, not 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mflux.models.layers import Convolution, GroupNorm, attention, silu
-from mflux.runtime import one_thread_a_product
+from mflux.models.layers import Convolution, GroupNorm, PointwiseConvolution, attention, joined, silu, spread
+from mflux.runtime import cores, on_cpu, one_thread_a_product
 
 OVERLAP = 0.25
+SMALL = 256 * 256  # px of a picture whose strips are too short to share
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
@@ -50,7 +52,7 @@ class Posterior(NamedTuple):
 def activated(norm: GroupNorm, convolution: Convolution, x: mx.array) -> mx.array:
     """convolution(silu(norm(x))), on a CPU strip by strip."""
     scale, shift = norm.affine(x)
-    return convolution(x, lambda part: silu(part.astype(mx.float32) * scale + shift, whole=True).astype(x.dtype))
+    return convolution(x, lambda part: silu(part.astype(mx.float32) * scale + shift).astype(x.dtype))
 
 
 class ResnetBlock(nn.Module):
@@ -61,7 +63,7 @@ class ResnetBlock(nn.Module):
         self.norm2 = GroupNorm(groups, outputs)
         self.conv2 = Convolution(outputs, outputs)
         if inputs != outputs:
-            self.conv_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1)
+            self.conv_shortcut = PointwiseConvolution(inputs, outputs)
 
     def __call__(self, x: mx.array) -> mx.array:
         out = activated(self.norm2, self.conv2, activated(self.norm1, self.conv1, x))
@@ -86,10 +88,10 @@ class PixelAttention(nn.Module):
 class Downsampler(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+        self.conv = Convolution(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]))
+        return self.conv.halved(x)
 
 
 class Upsampler(nn.Module):
@@ -179,9 +181,9 @@ class Vae(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         if config.use_quant_conv:
-            self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, kernel_size=1)
+            self.quant_conv = PointwiseConvolution(2 * config.latent_channels, 2 * config.latent_channels)
         if config.use_post_quant_conv:
-            self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, kernel_size=1)
+            self.post_quant_conv = PointwiseConvolution(config.latent_channels, config.latent_channels)
 
     def posterior(self, pixels: mx.array, tile: int = 0) -> Posterior:
         """The distribution over raw latents of pixels (B, 3, H, W) in [-1, 1], sides multiples of 8.
@@ -220,11 +222,24 @@ class Vae(nn.Module):
 
 
 def evaluated(function: Callable[[mx.array], mx.array], x: mx.array, tile: int, ratio: float) -> mx.array:
-    """`in_tiles`, computed at once: on a CPU the strips of a picture share the cores, not the products."""
+    """`in_tiles`, picture by picture and computed at once: memory does not grow with the batch.
+
+    On a CPU the strips of a picture share the cores, not the products; small pictures are a core's own.
+    """
+    pixels = x.shape[1] * x.shape[2] * max(1, ratio) ** 2
+    together = cores() if on_cpu() and pixels <= SMALL else 1
+    pictures, out = mx.split(x, x.shape[0]), list[mx.array]()
     with one_thread_a_product():
-        out = in_tiles(function, x, tile, ratio)
-        mx.eval(out)
-    return out
+        for first in range(0, len(pictures), together):
+            some = pictures[first : first + together]
+            done = (
+                [in_tiles(function, each, tile, ratio) for each in some]
+                if len(some) == 1
+                else spread(partial(in_tiles, function, tile=tile, ratio=ratio), some)
+            )
+            mx.eval(done)
+            out += done
+    return joined(out, axis=0)
 
 
 def in_tiles(function: Callable[[mx.array], mx.array], x: mx.array, tile: int, ratio: float) -> mx.array:
