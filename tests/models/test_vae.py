@@ -47,7 +47,11 @@ def test_the_fade_starts_with_the_tile_before():
     assert np.allclose(faded, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
 
 
-STRIPS = pytest.mark.parametrize("strip", [layers.STRIP, 200, 10])
+@pytest.fixture(params=[1 << 16, 200, 10])
+def strips(request, monkeypatch):
+    """Strips of so many numbers, down to a row."""
+    for name, value in {"STRIP": request.param, "STRIP_ROWS": 1, "STRIP_PIXELS": 1}.items():
+        monkeypatch.setattr(layers, name, value)
 
 
 def example() -> tuple[layers.Convolution, mx.array]:
@@ -56,21 +60,34 @@ def example() -> tuple[layers.Convolution, mx.array]:
     return ours, mx.random.normal((2, 9, 11, 4), key=mx.random.key(0))
 
 
-@STRIPS
-def test_a_convolution_in_strips_is_the_whole(monkeypatch, strip):
-    monkeypatch.setattr(layers, "STRIP", strip)
+def test_a_convolution_in_strips_is_the_whole(strips):
     ours, x = example()
     wanted = mx.conv2d(mx.exp(x), ours.weight, padding=1) + ours.bias
     assert float(mx.abs(ours(x, before=mx.exp) - wanted).max()) < 1e-5
 
 
-@STRIPS
-def test_a_convolution_of_doubled_pixels_reads_each_once(monkeypatch, strip):
-    monkeypatch.setattr(layers, "STRIP", strip)
+def test_a_convolution_of_doubled_pixels_reads_each_once(strips):
     ours, x = example()
     doubled = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
     wanted = mx.conv2d(doubled, ours.weight, padding=1) + ours.bias
     assert float(mx.abs(ours.of_doubled(x) - wanted).max()) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(9, 11), (10, 6)])
+def test_a_halving_convolution_goes_on_by_zeros_below_and_beside(strips, size):
+    ours, _ = example()
+    x = mx.random.normal((2, *size, 4), key=mx.random.key(2))
+    wanted = mx.conv2d(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]), ours.weight, stride=2) + ours.bias
+    assert ours.halved(x).shape == wanted.shape
+    assert float(mx.abs(ours.halved(x) - wanted).max()) < 1e-5
+
+
+def test_pictures_of_a_batch_are_those_decoded_alone():
+    mx.random.seed(0)
+    vae = Vae(VaeConfig(block_out_channels=(8, 8, 8, 8), norm_num_groups=2))
+    latents = mx.random.normal((3, 16, 8, 12))
+    alone = mx.concatenate([vae.decode(latents[index : index + 1]) for index in range(3)])
+    assert float(mx.abs(vae.decode(latents) - alone).max()) < 1e-5
 
 
 def test_tiles_of_a_size_are_close_to_the_whole_picture():
