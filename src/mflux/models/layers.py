@@ -269,7 +269,7 @@ class GroupNorm(nn.Module):
         batch, channels = x.shape[0], x.shape[3]
         strips = strips_of(x) if on_cpu() else [x]
         counts = mx.array([strip.shape[1] * strip.shape[2] for strip in strips])[:, None, None]
-        sums = mx.stack(spread(spread_of_pixels, strips))  # (strips, 2, B, C)
+        sums = mx.stack(spread(moments_of_pixels, strips))  # (strips, 2, B, C)
         means, squares = sums[:, 0], sums[:, 1]
         pixels = x.shape[1] * x.shape[2]
 
@@ -285,7 +285,7 @@ class GroupNorm(nn.Module):
         return scale.reshape(shape), (self.bias - mean * scale).reshape(shape)
 
 
-def spread_of_pixels(x: mx.array) -> mx.array:
+def moments_of_pixels(x: mx.array) -> mx.array:
     """(B, H, W, C) -> (2, B, C), float32: the mean over pixels, and the sum of squared distances from it."""
     columns = x.astype(mx.float32).reshape(x.shape[0], -1, x.shape[3])
     mean = columns.sum(axis=1, keepdims=True) / columns.shape[1]
