@@ -48,7 +48,7 @@ parity: install
 	$(BIN)/python tools/parity.py $(or $(ORACLE),../shared/oracle/core) --out $(or $(OUT),/tmp/mflux-parity)
 
 ROWS = benchmarks/rows.jsonl
-BENCHMARKS = "blocks.py --bits 4 3 5 6 --tokens 512 1024 --rounds 5" "encoders.py --side 512 --rounds 5" training.py \
+BENCHMARKS = blas.py "blocks.py --bits 4 3 5 6 --tokens 512 1024 --rounds 5" "encoders.py --side 512 --rounds 5" training.py \
   batch.py "peer.py --rounds 5" split.py inside.py start.py growth.py step_cache.py
 
 bench: install

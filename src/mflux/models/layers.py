@@ -76,11 +76,11 @@ def _by_device(
 def spread(function: Callable[[Piece], mx.array], pieces: Iterable[Piece]) -> list[mx.array]:
     """`function` of each piece, on all cores of a CPU: MLX runs the operations of a stream on one.
 
-    What a piece spreads itself stays on its core.
+    What a piece spreads itself stays on its core, unless it is the only one.
     """
-    if _spreading:
+    pieces, out = list(pieces), list[mx.array]()
+    if _spreading or len(pieces) == 1:
         return [function(piece) for piece in pieces]
-    out = []
     _spreading.append(True)
     try:
         for number, piece in enumerate(pieces):

@@ -232,13 +232,8 @@ def evaluated(function: Callable[[mx.array], mx.array], x: mx.array, tile: int, 
     with one_thread_a_product():
         for first in range(0, len(pictures), together):
             some = pictures[first : first + together]
-            done = (
-                [in_tiles(function, each, tile, ratio) for each in some]
-                if len(some) == 1
-                else spread(partial(in_tiles, function, tile=tile, ratio=ratio), some)
-            )
-            mx.eval(done)
-            out += done
+            out += spread(partial(in_tiles, function, tile=tile, ratio=ratio), some)
+            mx.eval(out)
     return joined(out, axis=0)
 
 
