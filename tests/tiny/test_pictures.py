@@ -24,8 +24,8 @@ BARS = {
     "seen": {"color": 90, "background": 90, "shape": 85, "place": 90},
     "two": {"color": 85, "background": 90, "place": 90},
 }
-PANELS = [("in-context", "color", 50), ("ic-edit", "done", 40), ("try-on", "kept", 50)]
-MASKED_EDIT_BAR = 60
+PANELS = [("in-context", "color", 60), ("ic-edit", "done", 40), ("try-on", "kept", 50)]
+MASKED_EDIT_BAR = 65
 
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in SETS if chosen.name in BARS], ids=lambda chosen: chosen.name)
