@@ -27,7 +27,8 @@ class Batch:
 
     `references` (B, 64 n, 64): n clean pictures beside each; then the labels cover all their tokens too. `pictures`
     (B, 3, side, side) in [-1, 1]: what redux sees. `control` (B, 64, 64): what a ControlNet sees, and how strongly it
-    works, a number.
+    works, a number. `later`: T5 and CLIP ids that the single blocks hear; `concepts`: of the first pictures words
+    (n, 3, WIDTH) and whose each token is (n, 64), as in `inside.py`.
     """
 
     clean: Tensor
@@ -41,6 +42,8 @@ class Batch:
     references: Tensor | None = None
     pictures: Tensor | None = None
     control: tuple[Tensor, Tensor] | None = None
+    later: tuple[Tensor, Tensor] | None = None
+    concepts: tuple[Tensor, Tensor] | None = None
 
 
 def draw_batch(data: Latents, size: int) -> Batch:

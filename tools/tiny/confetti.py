@@ -1,14 +1,14 @@
-"""Ragged pieces in any colour: content without a name, which has to be kept for what it looks like.
+"""Pieces and figures in any colour: content without a name, which has to be kept for what it looks like.
 
-The VAE learns from them that a colour does not tell its shape, kontext to copy what it has never met. No piece is a
-shape of the world's. No torch in here.
+The VAE learns from them that a colour does not tell its shape, kontext to copy what it has never met. None of them is
+a shape of the world's. No torch in here.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageDraw
-from world import COLORS, SIDE, SUPERSAMPLING, Scene, box
+from world import COLORS, SHAPES, SIDE, SUPERSAMPLING, Scene, SceneKind, box, draw, sample_scene
 
 MOST, TRIES = 3, 12
 
@@ -19,6 +19,28 @@ def confetti(rng: np.random.Generator) -> Image.Image:
     for _ in range(rng.integers(1, 6)):
         _piece(ImageDraw.Draw(picture), rng, rng.uniform(0.1, 0.9, 2), rng.uniform(0.05, 0.3))
     return picture.reduce(SUPERSAMPLING)
+
+
+def figures(rng: np.random.Generator) -> Image.Image:
+    """A scene whose objects have outlines without a name, in any colour; their styles and dots are the world's."""
+    scene = sample_scene(rng, SceneKind(styled=0.5, dotted=0.3))
+    outlines = {shape: _figure(rng) for shape in SHAPES}
+    return draw(scene, palette={name: any_color(rng) for name in COLORS}, outlines=outlines)
+
+
+def _figure(rng: np.random.Generator) -> np.ndarray:
+    """A closed outline (points, 2) of reach 1: three to eight corners or waves, but not five, flattened and turned."""
+    count, depth = rng.choice([3, 4, 6, 7, 8]), rng.uniform(0.05, 0.7)
+    if rng.random() < 0.6:
+        turns = np.arange(2 * count) * np.pi / count
+        reach = np.where(np.arange(2 * count) % 2 == 0, 1.0, 1 - depth)
+    else:
+        turns = np.linspace(0, 2 * np.pi, 96)
+        reach = 1 + 0.6 * depth * np.sin(count * turns)
+    points = reach[:, None] * np.stack([np.cos(turns), np.sin(turns)], axis=1) * (1.0, rng.uniform(0.6, 0.9))
+    angle = rng.uniform(0, 2 * np.pi)
+    turned = points @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return turned / np.linalg.norm(turned, axis=1).max()
 
 
 def around(scenes: list[Scene], rng: np.random.Generator) -> Image.Image:

@@ -106,11 +106,14 @@ class Networks(nn.Module):
         columns: int = 8,
         references: Tensor | None = None,
         control: tuple[Tensor, Tensor] | None = None,
+        later: Tensor | None = None,
+        seen: list[tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocity (B, S, 64) at `x` (B, S, channels), time in 0..1, and the middle state (B, S + n S, WIDTH).
 
         `references` (B, n S, 64): n more pictures of the same size, which are looked at and not drawn (Kontext).
-        `control`: a map (B, S, 64) for the ControlNet, and how strongly it works.
+        `control`: a map (B, S, 64) for the ControlNet, and how strongly it works. `later` (B, T, WIDTH): the text that
+        single blocks hear in place of `text`. `seen`: takes what each joint block is given, image and text.
         """
         net, drawn = self.transformer, x.shape[1]
         joint_residual = single_residual = 0.0
@@ -133,16 +136,25 @@ class Networks(nn.Module):
         image, text = net.x_embedder(x), net.context_embedder(text)
         condition = net.time_text_embed(time * 1000, guidance * 1000, pooled)
         rope = net.pos_embed(torch.cat([torch.zeros(text.shape[1], 3), *pictures]))
-        middle = image
+        middle, other = image, None if later is None else net.context_embedder(later)
         for block in net.transformer_blocks:
+            if seen is not None:
+                seen.append((image, text))
+            if other is not None:
+                other, _ = block(image, other, condition, image_rotary_emb=rope)
             text, image = block(image, text, condition, image_rotary_emb=rope)
             image = image + joint_residual
+        text = text if other is None else other
         for index, block in enumerate(net.single_transformer_blocks):
             if index == GLIMPSE_AFTER:
                 middle = image
             text, image = block(image, text, condition, image_rotary_emb=rope)
             image = image + single_residual
         return net.proj_out(net.norm_out(image[:, :drawn], condition)), middle
+
+    def image_rope(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the drawn picture's tokens."""
+        return self.transformer.pos_embed(image_ids(tokens // 8, 8))
 
     def glimpse_logits(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of shape (B, S, 7), colour (B, S, 15) and fine coverage (B, S, 16) for each image token."""

@@ -18,6 +18,7 @@ control: a map as 64 more input channels, of edges or of depth: one transformer 
 controlnet, upscaler: a ControlNet reads edges, or the coarse picture; it alone trains.
 in-context, ic-edit, try-on: adapters (LoRA) for pictures of two panels, of the base and of fill.
 fill-distill, kontext-distill: the same as distill, for the variant.
+inside: once more the base, so that what works inside its joint blocks does (`inside.py`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, 
 from copying import look_at_reference, look_beside
 from evaluate import SHIPPED
 from holes import HOLES_FILE
+from inside import Words, concept_loss, find_pairs, inside_batch, leave_untold
 from latents import LATENTS_FILE, UNLABELLED, load, token_ids
 from looks import LOOKS_FILE
 from maps import MAPS_FILE
@@ -67,7 +69,7 @@ from world import SIDE
 
 SEE_FILE = WORK / "see.pt"  # of `see.py`
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
-GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT = 0.1, 0.3, 3.0
+GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT, CONCEPT_WEIGHT = 0.1, 0.3, 3.0, 0.1
 DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
 TEXTS = 192  # captions without pictures in each step
 SHOWN = {"control": ("canny", "depth"), "controlnet": ("canny",), "upscaler": ("coarse",)}  # maps of a variant
@@ -143,6 +145,7 @@ BRIEF = {"rate": 0.3, "flat": 0.2, "keep": 0.99, "warm_up": 30, "guided": True, 
 STAGES = {
     "base": Stage(after=None, minutes=80),
     "distill": Stage(after="base", minutes=14, **BRIEF),
+    "inside": Stage(after="distill", minutes=30, frozen=TEXT_PARTS, **BRIEF),
     "fill": FILL,
     "fill-distill": replace(FILL, after="fill", minutes=8, **BRIEF),
     "kontext": KONTEXT,
@@ -171,17 +174,22 @@ class FlowLoss(nn.Module):
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         text, pooled = self.networks.describe(batch.t5_ids, batch.clip_ids, batch.pictures)
+        later, seen = None, []
+        if batch.later is not None:
+            later, pooled = self.networks.describe(*batch.later)
         size = SIDE // 16, x.shape[1] // (SIDE // 16)
-        velocity, middle = self.networks.velocity(
-            x, time, guidance, text, pooled, *size, batch.references, batch.control
-        )
+        beside = batch.references, batch.control, later, seen
+        velocity, middle = self.networks.velocity(x, time, guidance, text, pooled, *size, *beside)
         error = (velocity.float() - target).square().mean(dim=2)
         shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
         shape_loss = F.cross_entropy(shape.flatten(0, 1), batch.shapes.flatten())
         color_loss = F.cross_entropy(color.flatten(0, 1), batch.colors.flatten(), ignore_index=UNLABELLED)
         glimpse = shape_loss + color_loss + F.binary_cross_entropy_with_logits(fine, batch.fine)
-        flow = (error * batch.weights).mean()
-        return flow + GLIMPSE_WEIGHT * glimpse, error.mean().detach(), shape_loss.detach()
+        loss = (error * batch.weights).mean() + GLIMPSE_WEIGHT * glimpse
+        if batch.concepts is not None:
+            shape_loss = concept_loss(self.networks, seen, (time, guidance, pooled), batch)
+            loss = loss + CONCEPT_WEIGHT * shape_loss
+        return loss, error.mean().detach(), shape_loss.detach()
 
 
 def guided_target(
@@ -338,6 +346,8 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
         drop_captions(batch, empty, hiding=not trainer.stage.guided)
         length = trainer.stage.text_tokens or random_length()
         batch.t5_ids = repad(batch.t5_ids, length)
+        if batch.concepts is not None:
+            leave_untold(batch)
         usual = length == (trainer.stage.text_tokens or PAD_LENGTHS[0])
         run = fast if usual else objective
         loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty, trainer.stage)
@@ -417,7 +427,7 @@ def main() -> None:
     trainer = Trainer(options.stage, options.start, options.added)
     minutes = options.minutes or trainer.stage.minutes
     clock = Clock(minutes, trainer.spent, deadline(options.until))
-    next_batch, texts = batches(options.stage, options.batch)
+    next_batch, texts = batches(options.stage, options.batch, trainer.networks)
     if options.copying:
         begin_copying(trainer, next_batch())
     train(trainer, next_batch, texts, clock, compiled=not options.eager)
@@ -438,7 +448,7 @@ def begin_copying(trainer: Trainer, batch: Batch) -> None:
     trainer.average.load_state_dict(networks.state_dict())
 
 
-def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
+def batches(stage: str, size: int, networks: Networks) -> tuple[Callable[[], Batch], Texts | None]:
     """What draws the next batch of a stage, and captions alone while the text encoders train."""
     plan = STAGES[stage]
     if plan.variant == "fill":
@@ -450,6 +460,8 @@ def batches(stage: str, size: int) -> tuple[Callable[[], Batch], Texts | None]:
         texts = partial(draw_texts, pairs["t5_ids"], pairs["roles"], TEXTS // 2)
         return partial(kontext_batch, pairs, size), None if "text_encoder_2" in plan.frozen else texts
     data = load(LATENTS_FILE)
+    if stage == "inside":
+        return partial(inside_batch, data, find_pairs(data), Words(networks), size), None
     if plan.variant in SHOWN:
         encoded = torch.load(MAPS_FILE, weights_only=True)
         maps = [encoded[kind] for kind in SHOWN[plan.variant]]

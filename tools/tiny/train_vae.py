@@ -4,7 +4,7 @@ Crops of 64 px for the first half (three times as many pictures a second), then 
 against latents that carry noise, as the transformer's will. The encoder's log-variance is fixed at its lower bound:
 sampling the posterior equals its mode, and image-to-image is deterministic.
 `--refine .tiny/vae` goes on with the decoder of a finished VAE, on latents that are encoded once: they, and what was
-trained on them, stay valid.
+trained on them, stay valid. Pictures that it finds hard (small stars, thin stripes) then come more often.
 Leaves the finished AutoencoderKL in .tiny/vae (diffusers layout).
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
-from confetti import confetti
+from confetti import confetti, figures
 from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
 from muon import Muon
@@ -31,7 +31,7 @@ LOWEST_LOGVAR = -30.0
 LEARNING_RATE = 2e-3
 CROPS_UNTIL, DECODER_FROM = 0.5, 0.78  # shares of the time
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 16, 8
-LATENT_NOISE = 0.2
+LATENT_NOISE = 0.3
 EDGE, EDGE_WEIGHT = 0.25, 3.0  # of the range from black to white; small shapes and thin lines are all edges
 VAE_FOLDER = WORK / "vae"
 
@@ -54,17 +54,19 @@ def build_vae() -> AutoencoderKL:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def vae_picture(rng: np.random.Generator) -> Image.Image:
-    """A scene (60 %), confetti (16 %), a scene with a gray hole, its edges or its depth (8 % each)."""
-    choice = rng.random()
-    if choice < 0.16:
+def vae_picture(rng: np.random.Generator, drawn: bool) -> Image.Image:
+    """A scene (half), figures or confetti; unless `drawn`, also what is only encoded: gray holes, edges, depths."""
+    choice = rng.random() * (0.8 if drawn else 1.0)
+    if choice < 0.2:
+        return figures(rng)
+    if choice < 0.3:
         return confetti(rng)
     scene = sample_scene(rng, SceneKind(styled=0.4, dotted=0.3))
-    if choice < 0.76:
+    if choice < 0.8:
         return draw(scene)
-    if choice < 0.84:
+    if choice < 0.86:
         return depth_map(scene)
-    if choice < 0.92:
+    if choice < 0.93:
         return edge_map(draw(scene))
     picture = draw(scene)
     left, top = rng.integers(0, SIDE - 24, 2)
@@ -73,15 +75,16 @@ def vae_picture(rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def _pictures(seed: int, count: int) -> np.ndarray:
+def _pictures(seed: int, count: int, drawn: bool) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.stack([np.asarray(vae_picture(rng)) for _ in range(count)])
+    return np.stack([np.asarray(vae_picture(rng, drawn)) for _ in range(count)])
 
 
-def draw_pictures(count: int, seed: int = 0, processes: int = 2) -> torch.Tensor:
-    """(count, 3, SIDE, SIDE) uint8, channels last in memory; scenes, holes, edges and depths."""
+def draw_pictures(count: int, seed: int = 0, processes: int = 2, drawn: bool = False) -> torch.Tensor:
+    """(count, 3, SIDE, SIDE) uint8, channels last in memory; `drawn` as in `vae_picture`."""
+    share = [count // processes] * processes
     with ProcessPoolExecutor(processes) as pool:
-        parts = pool.map(_pictures, range(seed, seed + processes), [count // processes] * processes)
+        parts = pool.map(_pictures, range(seed, seed + processes), share, [drawn] * processes)
         return torch.from_numpy(np.concatenate(list(parts))).permute(0, 3, 1, 2)
 
 
@@ -96,11 +99,11 @@ def batch_of(pictures: torch.Tensor, rows: torch.Tensor, crop: int) -> torch.Ten
 
 
 def reconstruction_loss(drawn: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Squared + 0.1 absolute + 0.2 difference of the neighbouring pixels' differences, near edges four times."""
-    error = (drawn - real).float()
-    steps = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    """Squared + 0.1 absolute + 0.2 difference of the neighbouring pixels' differences, near edges four times: (B,)."""
+    error, each = (drawn - real).float(), (1, 2, 3)
+    steps = error.diff(dim=2).abs().mean(dim=each) + error.diff(dim=3).abs().mean(dim=each)
     weight = 1 + EDGE_WEIGHT * near_edges(real)
-    return (weight * (error.square() + 0.1 * error.abs())).mean() + 0.2 * steps
+    return (weight * (error.square() + 0.1 * error.abs())).mean(dim=each) + 0.2 * steps
 
 
 def near_edges(real: torch.Tensor) -> torch.Tensor:
@@ -117,7 +120,7 @@ def noisy(latents: torch.Tensor) -> torch.Tensor:
 
 
 class Autoencode(torch.nn.Module):
-    """Pictures in, loss out; their latents, where they are known, spare the encoder."""
+    """Pictures in, their losses (B,) out; their latents, where they are known, spare the encoder."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -128,7 +131,7 @@ class Autoencode(torch.nn.Module):
             with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
                 latents = self.vae.encoder(pictures)[:, :LATENT_CHANNELS].float()
         drawn = self.vae.decoder(noisy(latents))
-        return reconstruction_loss(drawn, pictures) + 1e-5 * latents.square().mean()
+        return reconstruction_loss(drawn, pictures) + 1e-5 * latents.square().mean(dim=(1, 2, 3))
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -169,11 +172,11 @@ class VaeTrainer:
         self.vae.encoder.load_state_dict(self.average.encoder.state_dict())
         self.vae.encoder.requires_grad_(False)
 
-    def update(self, pictures: torch.Tensor, latents: torch.Tensor | None, rate: float) -> float:
+    def update(self, pictures: torch.Tensor, latents: torch.Tensor | None, rate: float) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = self.objective(pictures, latents, self.trains_encoder)
+            losses = self.objective(pictures, latents, self.trains_encoder)
         self.vae.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -181,7 +184,7 @@ class VaeTrainer:
             optimizer.step()
         self.step += 1
         follow(self.average, self.vae, self.step)
-        return loss.item()
+        return losses.detach()
 
     def save(self, spent: float) -> None:
         state = {"vae": self.vae.state_dict(), "average": self.average.state_dict()}
@@ -195,17 +198,20 @@ def train(minutes: float, pictures: torch.Tensor, refine: Path | None = None) ->
     known = None if refine is None else encoded(trainer.vae, pictures)
     clock = Clock(minutes, trainer.spent)
     saved = clock.spent
+    hardness = torch.ones(len(pictures)) if known is None else first_losses(trainer.objective, pictures, known)
     while not clock.over:
         share = clock.share
         if share >= DECODER_FROM and trainer.trains_encoder:
             trainer.freeze_encoder()
         crops = share < CROPS_UNTIL and refine is None
-        rows = torch.randint(len(pictures), (CROP_BATCH if crops else WHOLE_BATCH,))
+        rows = torch.multinomial(hardness, CROP_BATCH if crops else WHOLE_BATCH)
         batch = batch_of(pictures, rows, CROP if crops else SIDE)
         rate = LEARNING_RATE * decay(share, flat=0.3) * min(1.0, (trainer.step + 1) / 100)
-        loss = trainer.update(batch, None if known is None else known[rows].float(), rate)
+        losses = trainer.update(batch, None if known is None else known[rows].float(), rate)
+        if known is not None:
+            hardness[rows] = losses
         if trainer.step % 100 == 0:
-            log("vae", step=trainer.step, spent=round(clock.spent), loss=round(loss, 5))
+            log("vae", step=trainer.step, spent=round(clock.spent), loss=round(losses.mean().item(), 5))
         if clock.spent - saved > CHECKPOINT_SECONDS:
             saved = clock.spent
             trainer.save(saved)
@@ -220,6 +226,14 @@ def encoded(vae: AutoencoderKL, pictures: torch.Tensor, part: int = 50) -> torch
     with torch.autocast("cpu", torch.bfloat16):
         parts = [vae.encoder(some)[:, :LATENT_CHANNELS].half() for some in floats]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def first_losses(objective: Autoencode, pictures: torch.Tensor, known: torch.Tensor, part: int = 50) -> torch.Tensor:
+    """What the decoder finds hard before it goes on, (N,)."""
+    pairs = zip(pictures.split(part), known.split(part), strict=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([objective(some.float() / 127.5 - 1, z.float(), False) for some, z in pairs])
 
 
 @torch.no_grad()
@@ -262,7 +276,9 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     processes = options.threads or 2
-    vae = train(options.minutes, draw_pictures(options.pictures, 0, processes), options.refine)
+    vae = train(
+        options.minutes, draw_pictures(options.pictures, 0, processes, options.refine is not None), options.refine
+    )
     measured = draw_pictures(512, 1000, processes)
     if options.refine is None:
         finish(vae, measured)
