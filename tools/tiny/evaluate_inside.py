@@ -36,8 +36,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
     "outlined": {"style": "outlined"},
     "with a dot": {"dot": True},
 }
-# How far each attribute is brought in, found on other scenes (seed 900): see docs/log.md.
-LAMBDAS = {"striped": 3.0, "outlined": 5.0, "with a dot": 8.0}
+LAMBDA = 2.0  # how far an attribute is brought in, found on other scenes (seed 900): see docs/log.md
 ETA, ETA_STOP = 0.7, 2
 CELLS, CELL = SIDE // 16, 16
 LAYERS = (2,)  # of three: the last one
@@ -106,7 +105,7 @@ def fluxspace(paint: Painter, count: int, pairs: str) -> tuple[dict[str, dict[st
         for seed, scene in enumerate(scenes(count, kind, 910, change)):
             prompt, target = plain_prompt(scene), changed(scene, change)
             assert target is not None
-            edit = Edit(plain_prompt(target), LAMBDAS[attribute], minus=prompt)
+            edit = Edit(plain_prompt(target), LAMBDA, minus=prompt)
             condition = FluxSpace([edit], start=0, mask_threshold=0, keep_norm=False)
             before, after = (np.asarray(paint(prompt, seed, *more).image) for more in ((), (condition,)))
             answers.append(judged(read(before), read(after), change, ("shape", "color", "size")))

@@ -81,8 +81,12 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, tokens: torch.Tensor, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-        drawn = self.vae.decode(unpack(tokens.float(), height, width) / self.scale + self.shift).sample
+        drawn = self.vae.decode(self.raw(tokens, height, width)).sample
         return ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    def raw(self, tokens: torch.Tensor, height: int = SIDE, width: int = SIDE) -> torch.Tensor:
+        """The encoder's own numbers, (B, 16, height / 8, width / 8)."""
+        return unpack(tokens.float(), height, width) / self.scale + self.shift
 
 
 # --- one scene -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Crops of 64 px for the first half (three times as many pictures a second), then 
 against latents that carry noise, as the transformer's will. The encoder's log-variance is fixed at its lower bound:
 sampling the posterior equals its mode, and image-to-image is deterministic.
 `--refine .tiny/vae` goes on with the decoder of a finished VAE, on latents that are encoded once: they, and what was
-trained on them, stay valid. Pictures that it finds hard (small stars, thin stripes) then come more often.
+trained on them, stay valid. Pictures that it finds hard (small stars, thin stripes) then come more often, and with
+`--drawn` pictures as a transformer draws them, whose errors hang together (`drawn.py`).
 Leaves the finished AutoencoderKL in .tiny/vae (diffusers layout).
 """
 
@@ -31,7 +32,7 @@ LOWEST_LOGVAR = -30.0
 LEARNING_RATE = 2e-3
 CROPS_UNTIL, DECODER_FROM = 0.5, 0.78  # shares of the time
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 16, 8
-LATENT_NOISE = 0.3
+LATENT_NOISE = 0.2
 EDGE, EDGE_WEIGHT = 0.25, 3.0  # of the range from black to white; small shapes and thin lines are all edges
 VAE_FOLDER = WORK / "vae"
 
@@ -193,9 +194,13 @@ class VaeTrainer:
         save_checkpoint(self.file, state)
 
 
-def train(minutes: float, pictures: torch.Tensor, refine: Path | None = None) -> AutoencoderKL:
+def train(minutes: float, pictures: torch.Tensor, refine: Path | None, drawn: Path | None) -> AutoencoderKL:
     trainer = VaeTrainer(refine)
     known = None if refine is None else encoded(trainer.vae, pictures)
+    if known is not None and drawn is not None:
+        shown = torch.load(drawn, weights_only=True)
+        pictures = torch.cat([pictures, shown["pictures"]])
+        known = torch.cat([known, shown["latents"]])
     clock = Clock(minutes, trainer.spent)
     saved = clock.spent
     hardness = torch.ones(len(pictures)) if known is None else first_losses(trainer.objective, pictures, known)
@@ -269,6 +274,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--refine", type=Path, metavar="FOLDER", help="a finished VAE whose decoder is to get better")
+    parser.add_argument("--drawn", type=Path, metavar="FILE", help="what `drawn.py` wrote")
     parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to another training")
     options = parser.parse_args()
     if options.threads:
@@ -276,9 +282,8 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     processes = options.threads or 2
-    vae = train(
-        options.minutes, draw_pictures(options.pictures, 0, processes, options.refine is not None), options.refine
-    )
+    pictures = draw_pictures(options.pictures, 0, processes, options.refine is not None)
+    vae = train(options.minutes, pictures, options.refine, options.drawn)
     measured = draw_pictures(512, 1000, processes)
     if options.refine is None:
         finish(vae, measured)
