@@ -26,7 +26,7 @@ BARS = {
     "two": {"color": 85, "background": 90, "place": 90},
 }
 PANELS = [("in-context", "color", 60), ("ic-edit", "done", 60), ("try-on", "kept", 65)]
-MASKED_EDIT_BAR = 70
+MASKED_EDIT_BAR = 65
 
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in SETS if chosen.name in BARS], ids=lambda chosen: chosen.name)

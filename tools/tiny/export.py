@@ -4,8 +4,7 @@ diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second
 variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too, `redux/`
 its picture encoder and embedder, the panels' stages an adapter (`ic-edit/` text encoders too). Two are no stages:
 `schnell` is the shipped base with its guidance built in, `vae` the VAE alone, for a decoder that was made better.
-`--blend` goes half of the way from the shipped weights to the stage's, `inside` always does outside the joint blocks:
-pairs never seen stay as well drawn as they were. A
+`inside` goes half of its way outside the joint blocks, so that pairs never seen stay as well drawn as they were. A
 base that draws worse than the shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
 
@@ -137,19 +136,18 @@ def write_schnell(guidance: float) -> None:
 
 
 @torch.no_grad()
-def blend(networks: Networks, shipped: Networks, whole: str | None = None) -> None:
-    """All weights become the mean with the shipped ones, except those whose name starts with `whole`."""
-    before = dict(shipped.named_parameters())
-    for name, weight in networks.named_parameters():
-        if name.startswith(tuple(f"{part}." for part in PARTS)) and not (whole and name.startswith(whole)):
-            weight.lerp_(before[name], 0.5)
+def half_way(networks: Networks, before: Networks) -> None:
+    """Everything but the joint blocks of a transformer becomes the mean with what it was."""
+    old = dict(before.transformer.named_parameters())
+    for name, weight in networks.transformer.named_parameters():
+        if not name.startswith("transformer_blocks"):
+            weight.lerp_(old[name], 0.5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "schnell", "vae"])
     parser.add_argument("--guidance", type=float, default=3.5)
-    parser.add_argument("--blend", action="store_true", help="the mean of the shipped weights and the stage's")
     parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
     options = parser.parse_args()
     if options.stage == "schnell":
@@ -160,15 +158,13 @@ def main() -> None:
         return
     networks = trained(options.stage)
     variant = STAGES[options.stage].variant
-    if options.blend:
-        blend(networks, Networks.from_folders(SHIPPED / variant, SHIPPED / variant / "transformer"))
     if variant != "base":
         write_variant(networks, STAGES[options.stage])
         return
     base = SHIPPED / "base"
     shipped = Networks.from_folders(base, base / "transformer") if (base / "transformer").exists() else None
     if options.stage == "inside" and shipped is not None:
-        blend(networks, shipped, "transformer.transformer_blocks")
+        half_way(networks, shipped)
     if shipped is not None and not options.force:
         before, after = quality(shipped, options.guidance), quality(networks, options.guidance)
         log("export", before=before, after=after)

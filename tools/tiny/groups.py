@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from captions import pieces
-from confetti import figure
 from edits import COMBINED, Edit, combine, instruct, reverse, sample_edit
 from world import BACKGROUNDS, COLORS, HELD_OUT, Scene, SceneKind, outline, sample_scene
 
 WORDINGS_PER_PAIR = 3
 EDITS_PER_GROUP = 4
 COMBINED_SHARE = 0.5  # of the groups
-FIGURES = 0.6  # share of the single shapes with an outline of their own
 APART = 110  # of a colour without a name from the backgrounds, in grey levels
 # Drawing a new shape is harder than any other edit. An edit trains its reverse too: add and remove share one number.
-SHARES = {"recolour": 1.4, "background": 2.2, "replace": 1.6, "remove": 0.8, "style": 2.4, "size": 2.2, "add": 2.8}
-SHARES |= {"dot": 1.3, "keep": 0.3}
+SHARES = {"recolour": 1.2, "background": 1.6, "replace": 1.8, "remove": 0.8, "style": 1.8, "size": 1.8, "add": 2.8}
+SHARES |= {"dot": 1.3, "keep": 0.5}
 
 
 @dataclass
@@ -83,10 +81,8 @@ def repainted(group: Group, rng: np.random.Generator) -> dict[str, tuple[int, in
 
 def reshaped(group: Group, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Outlines for the shapes of a group's first scene, turned and bent, and of its pairs only those that bring in
-    none of them: so a shape is copied for what it looks like, and one that is asked for is the world's own. A single
-    object is often a figure that no word would mean."""
+    none of them: so a shape is copied for what it looks like, and one that is asked for is the world's own."""
     known = {thing.shape for scene in group.scenes[:1] for thing in scene.things}
-    alone = len(known) == 1 and rng.random() < FIGURES
 
     def brings_in(source: int, target: int) -> bool:
         before, after = ({thing.shape for thing in group.scenes[index].things} for index in (source, target))
@@ -94,7 +90,7 @@ def reshaped(group: Group, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
     kept = [index for index, (source, _, target) in enumerate(group.pairs) if not brings_in(source, target)]
     group.pairs, group.told = [group.pairs[index] for index in kept], [group.told[index] for index in kept]
-    return {shape: figure(rng) if alone else _bent(outline(shape), rng) for shape in sorted(known)}
+    return {shape: _bent(outline(shape), rng) for shape in sorted(known)}
 
 
 def _bent(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:

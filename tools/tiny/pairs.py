@@ -21,7 +21,7 @@ from world import COLORS, SIDE, draw
 
 PAIRS_FILE = WORK / "pairs.pt"
 CHANGED = 8  # grey levels
-LITTERED, NAMELESS, RESHAPED = 0.4, 0.4, 0.6  # shares of the groups of one picture
+LITTERED, NAMELESS, RESHAPED = 0.5, 0.4, 0.4  # shares of the groups of one picture
 
 
 def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:

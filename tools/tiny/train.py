@@ -419,15 +419,12 @@ def main() -> None:
         "--copying", action="store_true", help="let heads look at one exact place (kontext, ic-edit), once"
     )
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, help="learning rate in place of the stage's: less for a short way on")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(time.time_ns() % 2**31)
 
     trainer = Trainer(options.stage, options.start, options.added)
-    if options.rate:
-        trainer.stage = replace(trainer.stage, rate=options.rate)
     minutes = options.minutes or trainer.stage.minutes
     clock = Clock(minutes, trainer.spent, deadline(options.until))
     next_batch, texts = batches(options.stage, options.batch, trainer.networks)
