@@ -39,7 +39,6 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
 LAMBDA = 2.0  # how far an attribute is brought in, found on other scenes (seed 900): see docs/log.md
 ETA, ETA_STOP = 0.7, 2
 CELLS, CELL = SIDE // 16, 16
-LAYERS = (2,)  # of three: the last one
 
 
 class Painter:
@@ -157,7 +156,7 @@ def concepts(paint: Painter, count: int, pairs: str) -> tuple[dict[str, dict[str
         words = [f"{thing.color} {thing.shape} {PLACES[thing.place][0]}" for thing in scene.things]
         source = np.asarray(draw(scene))
         for name, image in (("given picture", source), ("drawn picture", None)):
-            condition = Concepts(words, [scene.background], layers=LAYERS, image=image, noise_level=image_level(image))
+            condition = Concepts(words, [scene.background], image=image, noise_level=image_level(image))
             made = paint(plain_prompt(scene), seed, condition)
             classes = np.stack([*made.artifacts["maps"].values()]).argmax(axis=0)
             overlaps[name] += [overlap(classes == k, thing) for k, thing in enumerate(scene.things)]
