@@ -6,6 +6,7 @@ stood, so the time between two runs does not count.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -69,3 +70,14 @@ def log(stage: str, **values: float | int | str) -> None:
     WORK.mkdir(exist_ok=True)
     with (WORK / "log.jsonl").open("a") as file:
         file.write(line + "\n")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; one more, `--threads`, leaves a core to a training."""
+    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
+    options = parser.parse_args()
+    if options.threads:
+        import torch  # here, so that the product can be evaluated without torch
+
+        torch.set_num_threads(options.threads)
+    return options

@@ -38,9 +38,13 @@ def _figure(rng: np.random.Generator) -> np.ndarray:
         turns = np.linspace(0, 2 * np.pi, 96)
         reach = 1 + 0.6 * depth * np.sin(count * turns)
     points = reach[:, None] * np.stack([np.cos(turns), np.sin(turns)], axis=1) * (1.0, rng.uniform(0.6, 0.9))
+    return turned(points, rng) / np.linalg.norm(points, axis=1).max()
+
+
+def turned(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An outline (points, 2) turned by any angle."""
     angle = rng.uniform(0, 2 * np.pi)
-    turned = points @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return turned / np.linalg.norm(turned, axis=1).max()
+    return points @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
 def around(scenes: list[Scene], rng: np.random.Generator) -> Image.Image:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from captions import PLACES, with_article
 from classifier import read, score
-from clock import WORK, load_checkpoint, log
+from clock import WORK, load_checkpoint, log, parsed
 from world import Scene, SceneKind, Thing, draw, sample_scene
 
 Draw = Callable[[list[str], list[int]], list[np.ndarray]]
@@ -146,12 +146,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--guidance", type=float, default=3.5)
     parser.add_argument("--sets", nargs="+", default=[chosen.name for chosen in SETS])
-    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to the training")
-    options = parser.parse_args()
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
+    options = parsed(parser)
     if options.source in ("world", "vae"):
         results = rated_drawings(options.source, options.count)
     else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from classifier import read
-from clock import log
+from clock import log, parsed
 from edits import SIMPLE_KINDS, Edit, combine, instruct, reverse, sample_edit
 from evaluate import SHIPPED, table
 from PIL import Image
@@ -171,12 +171,7 @@ def main() -> None:
     parser.add_argument("--true-cfg", type=float, default=1.0, help="of torch")
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--seen", action="store_true", help="only pairs that training saw")
-    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
-    options = parser.parse_args()
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
+    options = parsed(parser)
     if options.source == "vae":
         paint = round_trips
     elif options.source == "mflux":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from captions import pieces
+from confetti import turned
 from edits import COMBINED, Edit, combine, instruct, reverse, sample_edit
 from world import BACKGROUNDS, COLORS, HELD_OUT, Scene, SceneKind, outline, sample_scene
 
@@ -95,19 +96,12 @@ def reshaped(group: Group, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def _bent(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """An outline (points, 2) turned, flattened and waved, of the same reach or a little less."""
-    (cos, sin), waves = _direction(rng), rng.integers(2, 6)
-    turned = points @ np.array([[cos, -sin], [sin, cos]]) * (1.0, rng.uniform(0.7, 1.0))
-    cos, sin = _direction(rng)
-    turned = turned @ np.array([[cos, -sin], [sin, cos]])
-    angles = np.arctan2(turned[:, 1], turned[:, 0])
-    bent = turned * (1 + rng.uniform(0, 0.2) * np.sin(waves * angles + rng.uniform(0, 6.3)))[:, None]
+    first, waves = turned(points, rng), rng.integers(2, 6)
+    again = turned(first * (1.0, rng.uniform(0.7, 1.0)), rng)
+    angles = np.arctan2(again[:, 1], again[:, 0])
+    bent = again * (1 + rng.uniform(0, 0.2) * np.sin(waves * angles + rng.uniform(0, 6.3)))[:, None]
     reach, own = (np.linalg.norm(some, axis=1).max() for some in (bent, points))
     return bent * own / reach * rng.uniform(0.85, 1.0)
-
-
-def _direction(rng: np.random.Generator) -> tuple[float, float]:
-    angle = rng.uniform(0, 2 * np.pi)
-    return float(np.cos(angle)), float(np.sin(angle))
 
 
 def _color_without_a_name(

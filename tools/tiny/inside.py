@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from batches import Batch, scene_batch
 from captions import PLACES
+from copying import HEAD_WIDTH
 from diffusers.models.embeddings import apply_rotary_emb
 from latents import Latents, token_ids
-from networks import Networks
+from networks import Networks, image_ids
 from torch import Tensor
 from vocabulary import CLIP_FOLDER, load_clip, t5_ids_of
 from world import BACKGROUNDS, COLORS, SHAPES, SIDE
@@ -135,8 +136,7 @@ def concept_loss(
 ) -> Tensor:
     """How badly each token's attention tells whose it is, as `Concepts` compares them (output space).
 
-    seen: what the joint blocks of the first pictures of the batch were given, image and text; told: times, guidance and
-    the pooled text of all.
+    seen: what each joint block was given, image and text; told: times, guidance and the pooled text.
     """
     assert batch.concepts is not None
     states, owners = batch.concepts
@@ -145,13 +145,13 @@ def concept_loss(
     condition = net.time_text_embed(time * 1000, guidance * 1000, pooled)
     own = net.time_text_embed(time * 1000, guidance * 1000, torch.zeros_like(pooled))
     stream, total = net.context_embedder(states), condition.new_zeros(())
+    rope = net.pos_embed(image_ids(SIDE // 16, SIDE // 16))
     for index, (block, (image, text)) in enumerate(zip(net.transformer_blocks, seen, strict=True)):
         attention = block.attn
         queries, keys, values = _heads(attention, block.norm1(image[:count], emb=condition)[0])
         _, text_keys, text_values = _text_heads(attention, block.norm1_context(text[:count], emb=condition)[0])
         normed, gate, shift, scale, gate_feed = block.norm1_context(stream, emb=own)
         own_queries, own_keys, own_values = _text_heads(attention, normed)
-        rope = networks.image_rope(image.shape[1])
         queries, keys = (apply_rotary_emb(part, rope, sequence_dim=2) for part in (queries, keys))
         seeing = _attend(queries, torch.cat([text_keys, keys], 2), torch.cat([text_values, values], 2))
         said = _attend(own_queries, torch.cat([keys, own_keys], 2), torch.cat([values, own_values], 2))
@@ -176,7 +176,7 @@ def _text_heads(attention: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _split(x: Tensor) -> Tensor:
-    return x.unflatten(2, (4, -1)).transpose(1, 2)
+    return x.unflatten(2, (-1, HEAD_WIDTH)).transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

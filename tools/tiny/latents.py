@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from captions import caption, place_labels
-from clock import WORK, log
+from clock import WORK, log, parsed
 from diffusers import AutoencoderKL
 from train_vae import VAE_FOLDER
 from vocabulary import CLIP_FOLDER, T5_FOLDER, load_clip, load_t5
@@ -187,10 +187,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--seed", type=int, default=FIRST_SEED)
     parser.add_argument("--out", type=Path, default=LATENTS_FILE)
-    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser)
     encoded = encode_scenes(options.scenes, options.seed)
     save(encoded, options.out)
     spread = encoded.latents.float().std().item()

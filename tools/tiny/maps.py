@@ -10,7 +10,7 @@ import argparse
 
 import numpy as np
 import torch
-from clock import WORK, log
+from clock import WORK, log, parsed
 from latents import FIRST_SEED, PART, Codec, scenes_of_part
 from PIL import Image
 from torch import Tensor
@@ -46,10 +46,7 @@ KINDS = {"canny": edges, "depth": depth, "coarse": coarse}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=6000)
-    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser)
     codec, maps = Codec(), {kind: [] for kind in KINDS}
     for seed in range(FIRST_SEED, FIRST_SEED + options.scenes // PART):
         scenes, rng = scenes_of_part(seed, PART)

@@ -152,10 +152,6 @@ class Networks(nn.Module):
             image = image + single_residual
         return net.proj_out(net.norm_out(image[:, :drawn], condition)), middle
 
-    def image_rope(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the drawn picture's tokens."""
-        return self.transformer.pos_embed(image_ids(tokens // 8, 8))
-
     def glimpse_logits(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of shape (B, S, 7), colour (B, S, 15) and fine coverage (B, S, 16) for each image token."""
         seen = self.glimpse(F.layer_norm(middle, (WIDTH,)))

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-from clock import WORK, log
+from clock import WORK, log, parsed
 from confetti import around
 from groups import WORDINGS_PER_PAIR, Group, random_group, repainted, reshaped
 from latents import CLIP_LENGTH, T5_LENGTH, UNLABELLED, Codec, padded_labels, token_ids, token_labels
@@ -101,10 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=90_000)
-    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser)
     data = encode_pairs(options.groups, options.seed)
     torch.save(data, PAIRS_FILE)
     log(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clock import WORK, log
+from clock import WORK, log, parsed
 from holes import mask_channels, masked_pictures
 from latents import Codec, token_ids, token_labels
 from panels import PANEL_LENGTHS, PROMPTS_PER_CANVAS, TASKS
@@ -75,10 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--canvases", type=int, default=2500)
-    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to a training")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser)
     data = encode_panels(options.task, options.canvases)
     torch.save(data, panels_file(options.task))
     log("panels", task=options.task, canvases=len(data["clean"]), longest=int((data["t5_ids"] > 0).sum(-1).max()))

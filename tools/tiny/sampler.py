@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,18 @@ class TorchPainter:
         prompts: list[str],
         seeds: list[int],
         extra: Tensor | None = None,
+        size: tuple[int, int] = (128, 128),
+        **given: Any,
+    ) -> list[np.ndarray]:
+        """Pictures (H, W, 3) uint8, of what `latents` takes."""
+        return list(self.codec.decode(self.latents(prompts, seeds, extra, size=size, **given), *size))
+
+    @torch.no_grad()
+    def latents(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        extra: Tensor | None = None,
         true_cfg: float = 1.0,
         size: tuple[int, int] = (128, 128),
         references: Tensor | None = None,
@@ -44,19 +57,22 @@ class TorchPainter:
         known: Tensor | None = None,
         control: tuple[Tensor, Tensor] | None = None,
         lengths: tuple[int, int] = (T5_LENGTH, CLIP_LENGTH),
-    ) -> list[np.ndarray]:
-        """Pictures (H, W, 3) uint8. `extra` (B, tokens, channels) goes beside the latents, `references` (B, n * tokens,
+        clean: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """Tokens (B, tokens, 64). `extra` (B, tokens, channels) goes beside the latents, `references` (B, n * tokens,
         64) after them; size is height, width. `pictures` as in `Networks.describe`. `known` (B, tokens, 64): latents
         that are put back, noised, after each step wherever they are not nan. `control` as in `Networks.velocity`.
-        `lengths` of the T5 and CLIP ids.
+        `lengths` of the T5 and CLIP ids. `clean` (B, tokens, 64): where to start, noised to the level of step `first`.
         """
         rows, columns = size[0] // 16, size[1] // 16
         noise = [torch.randn(rows * columns, IN_CHANNELS, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        x = start = torch.stack(noise)
+        start = torch.stack(noise)
         text, pooled = self.networks.describe(*token_ids(prompts, *lengths), pictures)
         empty = self.networks.describe(*token_ids([""] * len(prompts), *lengths))
-        guidance = torch.full((len(x),), self.guidance)
-        sigmas = shifted_sigmas(self.steps, rows * columns)
+        guidance = torch.full((len(start),), self.guidance)
+        sigmas = shifted_sigmas(self.steps, rows * columns)[first:]
+        x = start if clean is None else torch.lerp(clean, start, sigmas[0])
         for now, after in pairwise(sigmas):
             time = torch.full((len(x),), now)
             inputs = x if extra is None else torch.cat([x, extra], dim=2)
@@ -68,4 +84,4 @@ class TorchPainter:
             x = x + (after - now) * velocity
             if known is not None:
                 x = torch.where(known.isnan(), x, torch.lerp(known, start, after))
-        return list(self.codec.decode(x, *size))
+        return x

@@ -164,7 +164,8 @@ STAGES = {
 
 
 class FlowLoss(nn.Module):
-    """Distance to the velocity `target` (B, 64, 64), and how well the middle state knows what it draws."""
+    """Distance to the velocity `target` (B, 64, 64), and how badly the middle state knows shapes, or the
+    attention whose each token is."""
 
     def __init__(self, networks: Networks) -> None:
         super().__init__()
@@ -184,12 +185,12 @@ class FlowLoss(nn.Module):
         shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
         shape_loss = F.cross_entropy(shape.flatten(0, 1), batch.shapes.flatten())
         color_loss = F.cross_entropy(color.flatten(0, 1), batch.colors.flatten(), ignore_index=UNLABELLED)
-        glimpse = shape_loss + color_loss + F.binary_cross_entropy_with_logits(fine, batch.fine)
+        knows, glimpse = shape_loss, shape_loss + color_loss + F.binary_cross_entropy_with_logits(fine, batch.fine)
         loss = (error * batch.weights).mean() + GLIMPSE_WEIGHT * glimpse
         if batch.concepts is not None:
-            shape_loss = concept_loss(self.networks, seen, (time, guidance, pooled), batch)
-            loss = loss + CONCEPT_WEIGHT * shape_loss
-        return loss, error.mean().detach(), shape_loss.detach()
+            knows = concept_loss(self.networks, seen, (time, guidance, pooled), batch)
+            loss = loss + CONCEPT_WEIGHT * knows
+        return loss, error.mean().detach(), knows.detach()
 
 
 def guided_target(

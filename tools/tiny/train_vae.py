@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
+from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint, parsed
 from confetti import confetti, figures
 from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
@@ -275,10 +275,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--refine", type=Path, metavar="FOLDER", help="a finished VAE whose decoder is to get better")
     parser.add_argument("--drawn", type=Path, metavar="FILE", help="what `drawn.py` wrote")
-    parser.add_argument("--threads", type=int, help="of torch; 1 leaves a core to another training")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     processes = options.threads or 2
