@@ -69,6 +69,31 @@ def test_without_one_a_line_says_how_to_get_it(monkeypatch):
         assert "pip install" in (runtime.blas_advice() or "")
 
 
+TWO_LARGE_ARRAYS = """
+import mflux, mlx.core as mx, resource
+from pathlib import Path
+def held(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+x = mx.ones((10_000_000,)); mx.eval(x)
+for _ in range(3):
+    before = faults(); mx.eval(mx.concatenate([x, x])); last = faults() - before
+before = held(); mflux.runtime.free_memory(); print(last, before - held())
+"""
+
+
+@LINUX
+def test_a_large_array_takes_the_pages_of_the_last_one_until_memory_is_freed():
+    faults, freed = map(float, fresh(TWO_LARGE_ARRAYS).stdout.split())
+    assert faults < 1000  # of 19,500 pages
+    assert freed > 60  # MB of 80
+
+
+@LINUX
+def test_malloc_stays_as_the_user_set_it():
+    faults, freed = map(float, fresh(TWO_LARGE_ARRAYS, MALLOC_MMAP_MAX_="65536").stdout.split())
+    assert faults > 10_000 and freed < 10
+
+
 def test_importing_mflux_is_cheap():
     heavy = fresh("import mflux, sys; print([m for m in ('mlx.core', 'numpy', 'PIL') if m in sys.modules])").stdout
     assert heavy.strip() == "[]"

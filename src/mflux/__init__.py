@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mflux import runtime
 
 runtime.load_blas()  # has to come before the first `import mlx.core`
+runtime.keep_memory()
 
 if TYPE_CHECKING:
     from mflux.engine.flux import Flux1

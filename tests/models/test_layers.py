@@ -61,10 +61,18 @@ def test_softmax_rows_add_up_to_one_and_shift_freely():
     assert float(mx.abs(layers.softmax(x) - mx.softmax(x, axis=-1)).max()) < 1e-6
 
 
-@pytest.mark.parametrize("chunk", [1 << 18, 4000, 300])
+def test_softmax_of_masked_and_of_long_half_precision_rows():
+    masked = mx.where(mx.arange(40) == 3, 17.3, -1e9)[None]
+    assert mx.array_equal(layers.softmax(masked), (mx.arange(40) == 3)[None].astype(mx.float32))
+    even = layers.softmax(mx.full((1, 4096), 300.0, mx.float16))
+    assert mx.array_equal(even, mx.full((1, 4096), 1 / 4096, mx.float16))
+
+
+@pytest.mark.parametrize(("chunk", "largest"), [(1 << 18, 1 << 24), (4000, 1 << 24), (300, 1 << 24), (300, 500)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_attention_is_the_textbook_s_however_it_is_cut(monkeypatch, chunk, with_bias):
+def test_attention_is_the_textbook_s_however_it_is_cut(monkeypatch, chunk, largest, with_bias):
     monkeypatch.setattr(layers, "CHUNK", chunk)
+    monkeypatch.setattr(layers, "PRODUCT", largest)
     monkeypatch.setattr(layers, "MAX_PIECES", 10**9)
     q, k, v = (mx.random.normal((2, 3, n, 8), key=mx.random.key(i)) for i, n in enumerate((20, 31, 31)))
     bias = mx.random.normal((1, 3, 20, 31), key=mx.random.key(9)) if with_bias else None

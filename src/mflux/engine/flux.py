@@ -315,7 +315,7 @@ class Flux1:
             hooks = replace(hooks, artifacts=[*hooks.artifacts, velocity.counts])
         if self.parts.options.low_ram:
             network.transformer.drop_modulation()
-            mx.clear_cache()
+            runtime.free_memory()
         for done, step in enumerate(hooks.start or (), 1):
             begun = step.latents
             if on_step and done <= plan.start_steps:

@@ -23,7 +23,7 @@ from mflux.models.layers import GROUP_SIZE
 from mflux.models.transformer import TransformerConfig
 from mflux.models.vae import VaeConfig
 from mflux.ranks import Ranks, check_split, split
-from mflux.runtime import on_cpu, physical_memory
+from mflux.runtime import free_memory, on_cpu, physical_memory
 from mflux.weights.files import BYTES, saved_by_mflux
 from mflux.weights.kinds import read_config
 from mflux.weights.load import Source, fill, open_network, stored_bits
@@ -221,7 +221,7 @@ class Parts:
         if not self.all_stay(self._precision):
             for part in parts:
                 self._networks.pop(part, None)
-            mx.clear_cache()
+            free_memory()
 
     def set_precision(self, precision: str | None) -> None:
         """Choose the dtype of the weights; networks of another one are loaded again."""

@@ -23,6 +23,7 @@ import mlx.nn as nn
 from mflux.errors import MfluxError, UsageError
 from mflux.models.layers import GROUP_SIZE
 from mflux.models.lora import AdaptedLinear, Adapter
+from mflux.runtime import free_memory
 from mflux.weights.catalog import LAYOUTS
 from mflux.weights.files import BYTES, read_json, write_tensors
 from mflux.weights.layouts import MFLUX, blocks_in, numbered
@@ -254,7 +255,7 @@ def write_part(saving: Saving, part: str, progress: Progress, count: Callable[[i
         write_json(saving.partial / PROGRESS, {"save": saving.fingerprint, "parts": progress})
         count(length)
         shard, modules, size = {}, [], 0
-        mx.clear_cache()
+        free_memory()
 
     for path, tensors in changed_modules(saving, part, network, sources, finished):
         bulk = sum(tensor.nbytes for tensor in tensors.values())
