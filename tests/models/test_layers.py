@@ -63,7 +63,7 @@ def test_softmax_rows_add_up_to_one_and_shift_freely():
 
 def test_softmax_of_masked_and_of_long_half_precision_rows():
     masked = mx.where(mx.arange(40) == 3, 17.3, -1e9)[None]
-    assert mx.array_equal(layers.softmax(masked), (mx.arange(40) == 3)[None].astype(mx.float32))
+    assert float(mx.abs(layers.softmax(masked) - (mx.arange(40) == 3)).max()) < 1e-34
     even = layers.softmax(mx.full((1, 4096), 300.0, mx.float16))
     assert mx.array_equal(even, mx.full((1, 4096), 1 / 4096, mx.float16))
 
