@@ -24,11 +24,11 @@ def confetti(rng: np.random.Generator) -> Image.Image:
 def figures(rng: np.random.Generator) -> Image.Image:
     """A scene whose objects have outlines without a name, in any colour; their styles and dots are the world's."""
     scene = sample_scene(rng, SceneKind(styled=0.5, dotted=0.3))
-    outlines = {shape: _figure(rng) for shape in SHAPES}
+    outlines = {shape: figure(rng) for shape in SHAPES}
     return draw(scene, palette={name: any_color(rng) for name in COLORS}, outlines=outlines)
 
 
-def _figure(rng: np.random.Generator) -> np.ndarray:
+def figure(rng: np.random.Generator) -> np.ndarray:
     """A closed outline (points, 2) of reach 1: three to eight corners or waves, but not five, flattened and turned."""
     count, depth = rng.choice([3, 4, 6, 7, 8]), rng.uniform(0.05, 0.7)
     if rng.random() < 0.6:

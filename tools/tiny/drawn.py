@@ -1,8 +1,8 @@
 """Latents as kontext draws them, for the decoder: `.venv/bin/python tools/tiny/drawn.py --groups 400`.
 
 What a transformer draws is not what the encoder would say: small errors that hang together, which no independent noise
-is like. From pairs of pictures that training may see, kontext finishes the wanted picture from a middle noise level; it
-stays that picture, with kontext's errors. Kept in .tiny/drawn.pt, for `train_vae.py --refine .tiny/vae --drawn
+is like. From pairs of pictures that training may see, half of them with figures in place of shapes, kontext draws the
+wanted picture, from noise or from a little of it; what is still that picture has kontext's errors. Kept in .tiny/drawn.pt, for `train_vae.py --refine .tiny/vae --drawn
 .tiny/drawn.pt`.
 """
 
@@ -21,7 +21,8 @@ from pairs import drawn
 from sampler import TorchPainter
 
 DRAWN_FILE = WORK / "drawn.pt"
-FIRST, LAST = 2, 5  # of the eight steps, where the picture is taken over
+FIRST, LAST = 0, 2  # of the eight steps, where the picture is taken over
+FIGURES = 0.5  # share of the groups
 FAR = 0.6  # a token that is further off than this has become something else
 
 
@@ -30,7 +31,7 @@ def pictures(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     rng, sources, targets, told = np.random.default_rng(seed), [], [], []
     for _ in range(count):
         group = random_group(rng)
-        shown = [picture for picture, _ in drawn(group, rng)]
+        shown = [picture for picture, _ in drawn(group, rng, figures=rng.random() < FIGURES)]
         for (source, second, target), words in zip(group.pairs, group.told, strict=True):
             if second < 0:
                 sources.append(shown[source])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from captions import pieces
-from confetti import turned
+from confetti import figure, turned
 from edits import COMBINED, Edit, combine, instruct, reverse, sample_edit
 from world import BACKGROUNDS, COLORS, HELD_OUT, Scene, SceneKind, outline, sample_scene
 
@@ -80,9 +80,10 @@ def repainted(group: Group, rng: np.random.Generator) -> dict[str, tuple[int, in
     return {name: _color_without_a_name(shapes[name], behind, rng) for name in names}
 
 
-def reshaped(group: Group, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Outlines for the shapes of a group's first scene, turned and bent, and of its pairs only those that bring in
-    none of them: so a shape is copied for what it looks like, and one that is asked for is the world's own."""
+def reshaped(group: Group, rng: np.random.Generator, figures: bool = False) -> dict[str, np.ndarray]:
+    """Outlines for the shapes of a group's first scene, turned and bent or (`figures`) without a name, and of its pairs
+    only those that bring in none of them: so a shape is copied for what it looks like, and one that is asked for is the
+    world's own."""
     known = {thing.shape for scene in group.scenes[:1] for thing in scene.things}
 
     def brings_in(source: int, target: int) -> bool:
@@ -91,7 +92,7 @@ def reshaped(group: Group, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
     kept = [index for index, (source, _, target) in enumerate(group.pairs) if not brings_in(source, target)]
     group.pairs, group.told = [group.pairs[index] for index in kept], [group.told[index] for index in kept]
-    return {shape: _bent(outline(shape), rng) for shape in sorted(known)}
+    return {shape: figure(rng) if figures else _bent(outline(shape), rng) for shape in sorted(known)}
 
 
 def _bent(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -31,14 +31,16 @@ def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return differs.reshape(side, 16, side, 16).any(axis=(1, 3)).reshape(-1)
 
 
-def drawn(group: Group, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+def drawn(
+    group: Group, rng: np.random.Generator, figures: bool = False
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
     """The pictures of a group and their labels. What has no name has to be copied: in half of the groups pieces around
-    all objects, in some the objects' own colours or shapes."""
+    all objects, in some the objects' own colours or shapes, or (`figures`) their shapes in all of one picture."""
     alone = all(second < 0 for _, second, _ in group.pairs)
     layer = around(group.scenes, rng) if alone and rng.random() < LITTERED else Image.new("RGBA", (SIDE, SIDE))
     nameless = alone and rng.random() < NAMELESS
     palette = repainted(group, rng) if nameless else COLORS
-    outlines = reshaped(group, rng) if alone and rng.random() < RESHAPED else {}
+    outlines = reshaped(group, rng, figures) if alone and (figures or rng.random() < RESHAPED) else {}
     for scene in group.scenes:
         picture = draw(scene, palette=palette, outlines=outlines)
         picture.paste(layer, mask=layer)

@@ -56,7 +56,7 @@ from copying import look_at_reference, look_beside
 from evaluate import SHIPPED
 from holes import HOLES_FILE
 from inside import Words, concept_loss, find_pairs, inside_batch, leave_untold
-from latents import LATENTS_FILE, UNLABELLED, Codec, load, token_ids
+from latents import LATENTS_FILE, UNLABELLED, load, token_ids
 from looks import LOOKS_FILE
 from maps import MAPS_FILE
 from muon import Muon
@@ -65,12 +65,11 @@ from pairs import PAIRS_FILE
 from panel_latents import panels_file
 from panels import PANEL_LENGTHS
 from torch import Tensor, nn
-from train_vae import reconstruction_loss
 from world import SIDE
 
 SEE_FILE = WORK / "see.pt"  # of `see.py`
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
-GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT, CONCEPT_WEIGHT, PICTURE_WEIGHT = 0.1, 0.3, 3.0, 0.1, 3.0
+GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT, CONCEPT_WEIGHT = 0.1, 0.3, 3.0, 0.1
 DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
 TEXTS = 192  # captions without pictures in each step
 SHOWN = {"control": ("canny", "depth"), "controlnet": ("canny",), "upscaler": ("coarse",)}  # maps of a variant
@@ -86,8 +85,7 @@ class Stage:
     guidance is drawn; where it stays off, the answer to guidance that the distilled weights have learnt is left as it
     is · added: what trains alone beside the networks: lora or controlnet · text_tokens: their number, where it does not
     vary · noisy: share of times near pure noise, where the words and the references alone decide · words: the shipped
-    variant whose text encoders it takes and ships again · shown: how many pictures of each batch are also compared as
-    the decoder draws them.
+    variant whose text encoders it takes and ships again.
     """
 
     after: str | None
@@ -105,7 +103,6 @@ class Stage:
     text_tokens: int | None = None
     noisy: float = 0.2
     words: str = ""
-    shown: int = 0
 
 
 FILL = Stage(
@@ -128,7 +125,6 @@ KONTEXT = Stage(
     warm_up=50,
     guidance_high=GUIDANCE_LOW,
     noisy=0.35,
-    shown=8,
 )
 PANELS = Stage(
     after="fill-distill",
@@ -154,7 +150,7 @@ STAGES = {
     "fill-distill": replace(FILL, after="fill", minutes=8, **BRIEF),
     "kontext": KONTEXT,
     "kontext-distill": replace(KONTEXT, after="kontext", minutes=8, frozen=TEXT_PARTS, **BRIEF),
-    "redux": replace(KONTEXT, minutes=15, rate=1.0, variant="redux", frozen=PARTS, shown=0),
+    "redux": replace(KONTEXT, minutes=15, rate=1.0, variant="redux", frozen=PARTS),
     "control": CONTROL,
     "controlnet": CONTROLNET,
     "upscaler": replace(CONTROLNET, variant="upscaler"),
@@ -177,7 +173,7 @@ class FlowLoss(nn.Module):
 
     def forward(
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         text, pooled = self.networks.describe(batch.t5_ids, batch.clip_ids, batch.pictures)
         later, seen = None, []
         if batch.later is not None:
@@ -194,33 +190,7 @@ class FlowLoss(nn.Module):
         if batch.concepts is not None:
             knows = concept_loss(self.networks, seen, (time, guidance, pooled), batch)
             loss = loss + CONCEPT_WEIGHT * knows
-        return loss, error.mean().detach(), knows.detach(), velocity
-
-
-class PictureLoss(nn.Module):
-    """How far the pictures that less noisy states will become are from those wanted, as the shipped decoder draws them.
-
-    What tells a thin stripe or a small star from what is like it is a small part of the latents' distance, and most of
-    the pictures'. Source: a decoder's distance as a loss is of Berrada et al., "Boosting Latent Diffusion with
-    Perceptual Objectives", 2024; ours compares pixels.
-    """
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count, self.codec = count, Codec()
-        self.codec.vae.requires_grad_(False)
-
-    def forward(self, x: Tensor, time: Tensor, velocity: Tensor, clean: Tensor) -> Tensor:
-        """Of every second of the 2 `count` states x (B, 64, 64) with the least noise."""
-        rows = time.argsort()[: 2 * self.count : 2]
-        found = x[rows] - time[rows, None, None] * velocity[rows].float()
-        with torch.no_grad():
-            wanted = self.draw(clean[rows]).float()
-        return reconstruction_loss(self.draw(found), wanted).mean()
-
-    def draw(self, tokens: Tensor) -> Tensor:
-        raw = self.codec.raw(tokens).contiguous(memory_format=torch.channels_last)
-        return self.codec.vae.decoder(raw)
+        return loss, error.mean().detach(), knows.detach()
 
 
 def guided_target(
@@ -368,7 +338,6 @@ def load_average(networks: Networks, stage: str | None) -> None:
 def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None, clock: Clock, compiled: bool) -> None:
     """Until the time is over. Unusual pad lengths run uncompiled: each would cost minutes of compiling."""
     objective = FlowLoss(trainer.networks)
-    pictures = PictureLoss(trainer.stage.shown) if trainer.stage.shown else None
     fast = torch.compile(objective, dynamic=False) if compiled else objective
     empty = empty_ids(trainer.stage)
     saved, seen, since = clock.spent, 0, time.time()
@@ -382,14 +351,13 @@ def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None
             leave_untold(batch)
         usual = length == (trainer.stage.text_tokens or PAD_LENGTHS[0])
         run = fast if usual else objective
-        loss, error, shape_loss, shown = flow_step(run, trainer.teacher, batch, empty, trainer.stage, pictures)
+        loss, error, shape_loss = flow_step(run, trainer.teacher, batch, empty, trainer.stage)
         if texts is not None:
             place_loss, spill = text_step(trainer.networks, *texts())
         trainer.update()
         seen += len(batch.clean)
         if trainer.step % 50 == 0:
             numbers = {"loss": loss.item(), "error": error.item(), "shape": shape_loss.item()}
-            numbers |= {"shown": shown.item()} if pictures is not None else {}
             numbers |= {"place": place_loss.item(), "spill": spill.item()} if texts is not None else {}
             numbers |= {"spent": clock.spent, "speed": seen / (time.time() - since)}
             log(trainer.name, step=trainer.step, **{name: round(value, 4) for name, value in numbers.items()})
@@ -417,27 +385,20 @@ def text_step(networks: Networks, t5_ids: Tensor, places: Tensor) -> tuple[Tenso
 
 
 def flow_step(
-    objective: nn.Module,
-    teacher: Networks | None,
-    batch: Batch,
-    empty: tuple[Tensor, Tensor],
-    stage: Stage,
-    pictures: PictureLoss | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noise the batch, compare velocities, leave the gradients; returns loss, plain error, shape and picture loss."""
+    objective: nn.Module, teacher: Networks | None, batch: Batch, empty: tuple[Tensor, Tensor], stage: Stage
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise the batch, compare velocities, leave the gradients; returns loss, plain error and shape loss."""
     size = len(batch.clean)
     times, guidance = random_times(size, stage.noisy), random_guidance(size, stage.guidance_high)
     noise = torch.randn_like(batch.clean)
-    noised = torch.lerp(batch.clean, noise, times[:, None, None])
-    inputs = torch.cat([noised, batch.extra], dim=2)
+    inputs = torch.cat([torch.lerp(batch.clean, noise, times[:, None, None]), batch.extra], dim=2)
     with torch.autocast("cpu", torch.bfloat16):
         target = noise - batch.clean
         if teacher is not None:
             target = guided_target(teacher, inputs, times, guidance, batch, empty)
-        loss, error, shape_loss, velocity = objective(inputs, times, guidance, batch, target)
-        shown = loss.new_zeros(()) if pictures is None else pictures(noised, times, velocity, batch.clean)
-    (loss + PICTURE_WEIGHT * shown).backward()
-    return loss.detach(), error, shape_loss, shown.detach()
+        losses = objective(inputs, times, guidance, batch, target)
+    losses[0].backward()
+    return losses
 
 
 def empty_ids(stage: Stage) -> tuple[Tensor, Tensor]:
