@@ -2,8 +2,8 @@
 
 What a transformer draws is not what the encoder would say: small errors that hang together, which no independent noise
 is like. From pairs of pictures that training may see, half of them with figures in place of shapes, kontext draws the
-wanted picture, from noise or from a little of it; what is still that picture has kontext's errors. Kept in .tiny/drawn.pt, for `train_vae.py --refine .tiny/vae --drawn
-.tiny/drawn.pt`.
+wanted picture, from noise or from a little of it; what is still that picture has kontext's errors. Kept in
+.tiny/drawn.pt, for `train_vae.py --refine .tiny/vae --drawn .tiny/drawn.pt`.
 """
 
 from __future__ import annotations
