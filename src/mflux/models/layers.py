@@ -25,7 +25,8 @@ ROUNDING = 12583039.0
 EXP2_POLYNOMIAL = (1.32764602e-3, 9.67554152e-3, 5.55071331e-2, 2.40221197e-1, 6.93146967e-1, 1.00000007)
 MONIC = tuple(coefficient / EXP2_POLYNOMIAL[0] for coefficient in EXP2_POLYNOMIAL)
 CHUNK = 1 << 18  # numbers per piece of a long chain of CPU operations: 1 MB, so that each stays in the cache
-PRODUCT = 1 << 24  # numbers: attention scores of one product
+PRODUCT = 1 << 22  # numbers: attention scores of one product
+SUMS = 16  # columns: as wide as a product with one more is quick
 MAX_PIECES = 256  # beyond it pieces grow: every one is some 25 nodes of a step's graph
 STRIP, STRIP_ROWS, STRIP_PIXELS = 1 << 16, 8, 2048  # of a picture at least so much goes through a chain together
 LONE_STRIP = 1 << 20  # numbers, where there is one core for them
@@ -163,17 +164,19 @@ def attention(
     """Softmax attention.  queries: (B, heads, N, d), keys and values: (B, heads, M, d), bias: broadcast to
     (B, heads, N, M) and added to the scores.  Returns (B, heads, N, d).
 
-    On the CPU heads and rows go piece by piece, see `piece_size`.
+    On the CPU heads and rows go piece by piece.
     """
     if not on_cpu():
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
     batch, heads, rows, columns = *queries.shape[:3], keys.shape[2]
-    piece = piece_size(batch * heads * rows * columns)
     if rows * columns <= CHUNK:  # each core takes heads of its own
+        piece = piece_size(batch * heads * rows * columns)
         head_step, row_step, strips = max(1, min(heads, piece // (batch * rows * columns))), rows, 1
-    else:  # the products are BLAS' to share; between them each core takes strips
-        head_step, row_step = 1, max(1, min(rows, PRODUCT // (batch * columns)))
-        strips = cores() * math.ceil(batch * row_step * columns / (cores() * piece))
+    else:  # the products are BLAS' to share; between them each core takes a strip
+        head_step, row_step, strips = 1, max(1, min(rows, PRODUCT // (batch * columns))), cores()
+    size = values.shape[-1]
+    ones = mx.ones((*values.shape[:3], SUMS), values.dtype)
+    values = mx.concatenate([values, ones], axis=-1)  # the sum of a row comes out beside it, quicker than from `sum`
 
     def part(place: tuple[int, int]) -> mx.array:
         head, row = place
@@ -185,8 +188,8 @@ def attention(
             scores = scores + wide[:, heads_part, rows_part] * LOG2_E
         step = math.ceil(scores.shape[2] / strips)
         powers = spread(row_powers, mx.split(scores, range(step, scores.shape[2], step), axis=2))
-        weighed = [(some @ values[:, heads_part]) / some.sum(axis=-1, keepdims=True) for some in powers]
-        return joined(weighed, axis=2)
+        weighed = [some @ values[:, heads_part] for some in powers]
+        return joined([some[..., :size] / some[..., size : size + 1] for some in weighed], axis=2)
 
     in_rows = range(0, rows, row_step)
     places = list(product(range(0, heads, head_step), in_rows))
