@@ -28,7 +28,7 @@ class Batch:
     `references` (B, 64 n, 64): n clean pictures beside each; then the labels cover all their tokens too. `pictures`
     (B, 3, side, side) in [-1, 1]: what redux sees. `control` (B, 64, 64): what a ControlNet sees, and how strongly it
     works, a number. `later`: T5 and CLIP ids that the single blocks hear; `concepts`: of the first pictures words
-    (n, 3, WIDTH) and whose each token is (n, 64), as in `inside.py`.
+    (n, 3, WIDTH) and whose each token is (n, 64), as in `inside.py`. `known` (B, T) bool: what sampling puts back.
     """
 
     clean: Tensor
@@ -44,6 +44,7 @@ class Batch:
     control: tuple[Tensor, Tensor] | None = None
     later: tuple[Tensor, Tensor] | None = None
     concepts: tuple[Tensor, Tensor] | None = None
+    known: Tensor | None = None
 
 
 def draw_batch(data: Latents, size: int) -> Batch:
@@ -72,20 +73,23 @@ def scene_batch(data: Latents, rows: Tensor, told: Tensor) -> Batch:
 def fill_batch(data: dict[str, Tensor], size: int, channels: int) -> Batch:
     """Random scenes or canvases with their holes; tokens in the hole count four times.
 
-    `channels`: 320 of masked picture and mask, or 0 (in-context, which sees the canvas itself).
+    `channels`: 320 of masked picture and mask, or 0 (in-context, which sees the canvas itself): then the object in the
+    hole counts four times, and nothing outside.
     """
     rows = torch.randint(len(data["clean"]), (size,))
     told = torch.randint(data["t5_ids"].shape[1], (size,))
-    mask = data["mask"][rows].float()
+    mask, shapes = data["mask"][rows].float(), data["shapes"][rows].long()
+    inside = mask.mean(dim=2)
     return Batch(
         data["clean"][rows].float(),
         torch.cat([data["masked"][rows].float(), mask], dim=2)[..., :channels],
         data["t5_ids"][rows, told].long(),
         data["clip_ids"][rows, told].long(),
-        data["shapes"][rows].long(),
+        shapes,
         data["colors"][rows].long(),
         data["fine"][rows].float() / 255,
-        1 + 3 * mask.mean(dim=2),
+        1 + 3 * inside if channels else inside * torch.where(shapes > 0, 4.0, 1.0),
+        known=None if channels else inside == 0,
     )
 
 
@@ -206,7 +210,7 @@ def drop_captions(batch: Batch, empty: tuple[Tensor, Tensor], hiding: bool) -> N
     batch.clip_ids[hidden] = empty[1]
     dropped = torch.rand(len(batch.clean)) < DROPPED
     batch.t5_ids[dropped], batch.clip_ids[dropped] = empty
-    batch.weights[dropped] = 1.0
+    batch.weights[dropped] = batch.weights[dropped].clamp(max=1.0)
 
 
 def repad(ids: Tensor, length: int) -> Tensor:
@@ -218,6 +222,19 @@ def random_times(size: int, noisy: float) -> Tensor:
     """Mostly in the middle; a share near pure noise, where the words alone decide and two of eight steps are made."""
     middle = torch.sigmoid(torch.randn(size) + TIME_MEAN)
     return torch.where(torch.rand(size) < noisy, 1 - 0.15 * torch.rand(size), middle)
+
+
+def noise_levels(times: Tensor, batch: Batch) -> Tensor:
+    """The time of each token (B, T, 1).
+
+    In half of the pictures known tokens are ahead of the rest. At one noise level a picture shows what it is as well as
+    its neighbour does, and nobody has to look there.
+    """
+    levels = times[:, None].expand(batch.weights.shape)
+    if batch.known is not None:
+        ahead = torch.where(torch.rand_like(times) < 0.5, 1.0, torch.rand_like(times))
+        levels = torch.where(batch.known, levels * ahead[:, None], levels)
+    return levels[..., None]
 
 
 def random_guidance(size: int, high: float = GUIDANCE_HIGH) -> Tensor:

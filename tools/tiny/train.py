@@ -44,6 +44,7 @@ from batches import (
     drop_captions,
     fill_batch,
     kontext_batch,
+    noise_levels,
     random_guidance,
     random_length,
     random_times,
@@ -391,7 +392,7 @@ def flow_step(
     size = len(batch.clean)
     times, guidance = random_times(size, stage.noisy), random_guidance(size, stage.guidance_high)
     noise = torch.randn_like(batch.clean)
-    inputs = torch.cat([torch.lerp(batch.clean, noise, times[:, None, None]), batch.extra], dim=2)
+    inputs = torch.cat([torch.lerp(batch.clean, noise, noise_levels(times, batch)), batch.extra], dim=2)
     with torch.autocast("cpu", torch.bfloat16):
         target = noise - batch.clean
         if teacher is not None:
