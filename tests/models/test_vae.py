@@ -60,7 +60,9 @@ def example() -> tuple[layers.Convolution, mx.array]:
     return ours, mx.random.normal((2, 9, 11, 4), key=mx.random.key(0))
 
 
-def test_a_convolution_in_strips_is_the_whole(strips):
+@pytest.mark.parametrize("few", [1, 100], ids=["shared products", "three rows"])
+def test_a_convolution_in_strips_is_the_whole(strips, few, monkeypatch):
+    monkeypatch.setattr(layers, "MINIMAL_FROM_CHANNELS", few)
     ours, x = example()
     wanted = mx.conv2d(mx.exp(x), ours.weight, padding=1) + ours.bias
     assert float(mx.abs(ours(x, before=mx.exp) - wanted).max()) < 1e-5
