@@ -30,9 +30,9 @@ PRODUCT = 1 << 22  # numbers: attention scores of one product
 SUMS = 16  # columns: as wide as a product with one more is quick
 MAX_PIECES = 256  # beyond it pieces grow: every one is some 25 nodes of a step's graph
 STRIP, STRIP_ROWS, STRIP_PIXELS = 1 << 16, 8, 2048  # of a picture at least so much goes through a chain together
-MINIMAL_TAPS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-MINIMAL_FROM_CHANNELS = 128
 LONE_STRIP = 1 << 20  # numbers, where there is one core for them
+MINIMAL_TAPS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # three taps as four factors, along one axis
+MINIMAL_FROM_CHANNELS = 128  # of fewer, the sums before and after the products cost more than they save
 GROUP_SIZE = 64  # columns of a quantized weight that share a scale
 Piece = TypeVar("Piece")
 Packed = tuple[mx.array, mx.array, mx.array]  # a quantized weight, its scales, its biases
@@ -454,8 +454,10 @@ def minimal_products(factors: mx.array, bias: mx.array, padded: mx.array) -> mx.
     Its rounding errors are those of float32, a few times.  Source: Lavin and Gray, "Fast Algorithms for Convolutional
     Neural Networks" (2015), F(2 x 2, 3 x 3).
     """
-    batch, height, width, channels = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2, padded.shape[3]
-    padded = mx.pad(padded, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)])
+    batch, channels = padded.shape[0], padded.shape[3]
+    height, width = padded.shape[1] - 2, padded.shape[2] - 2
+    more_rows, more_columns = height % 2, width % 2
+    padded = mx.pad(padded, [(0, 0), (0, more_rows), (0, more_columns), (0, 0)])
     columns = []
     for column, part in enumerate(four_sums(padded, axis=2)):
         tiles = [tile.reshape(-1, channels) for tile in four_sums(part, axis=1)]
@@ -463,8 +465,9 @@ def minimal_products(factors: mx.array, bias: mx.array, padded: mx.array) -> mx.
         products[1] = products[1] + bias if column == 1 else products[1]  # once in each of the four outputs
         columns.append(two_sums(*products))
     grid = mx.stack([each for row in zip(*columns, strict=True) for each in two_sums(*row)])
-    grid = grid.reshape(2, 2, batch, (height + 1) // 2, (width + 1) // 2, -1).transpose(2, 3, 0, 4, 1, 5)
-    return grid.reshape(batch, height + height % 2, width + width % 2, -1)[:, :height, :width]
+    rows, across = height + more_rows, width + more_columns
+    grid = grid.reshape(2, 2, batch, rows // 2, across // 2, -1).transpose(2, 3, 0, 4, 1, 5)
+    return grid.reshape(batch, rows, across, -1)[:, :height, :width]
 
 
 def four_sums(x: mx.array, axis: int) -> list[mx.array]:
