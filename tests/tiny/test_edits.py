@@ -9,7 +9,7 @@ from captions import pieces
 from confetti import around
 from edits import COMBINED, SIMPLE_KINDS, combine, instruct, reverse, sample_edit, the_object
 from evaluate_kontext import KINDS, answer, tasks
-from groups import random_group, repainted
+from groups import random_group, repainted, reshaped
 from world import COLORS, HELD_OUT, SHAPES, SceneKind, coverage, draw, sample_scene
 
 
@@ -96,6 +96,19 @@ def test_a_repainted_group_names_no_colour_of_its_objects_and_has_no_pair_held_o
         told += len(group.told)
         assert not any(set(words.split()) & set(palette) for some in group.told for words, _ in some)
     assert told > 40
+
+
+def test_no_instruction_of_a_group_names_a_figure_or_asks_for_one():
+    rng, told = np.random.default_rng(9), 0
+    for _ in range(60):
+        group = random_group(rng)
+        outlines = reshaped(group, rng, figures=True)
+        for (source, _, target), some in zip(group.pairs, group.told, strict=True):
+            before, after = ([thing.shape for thing in group.scenes[index].things] for index in (source, target))
+            assert all(after.count(shape) <= before.count(shape) for shape in outlines)
+            told += len(some)
+            assert not any(set(words.split()) & set(outlines) for words, _ in some)
+    assert told > 200
 
 
 def test_pieces_lie_around_the_objects_of_all_scenes_of_a_group():

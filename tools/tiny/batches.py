@@ -15,7 +15,7 @@ GUIDANCE_LOW, GUIDANCE_HIGH = 1.0, 60.0
 PAD_LENGTHS, PAD_SHARES = (32, 24, 48, 64, 128), (0.86, 0.05, 0.04, 0.03, 0.02)
 DROPPED, HIDDEN = 0.1, 0.35
 UNKNOWN = SPECIAL_T5.index("<unk>")
-TWO_REFERENCES = 0.18  # share of kontext's batches
+TWO_REFERENCES = 0.22  # share of kontext's batches
 SILENT = 0.8  # share of redux' pictures without a caption
 STRENGTH_LOW = 0.4  # of ControlNets, whose commands' default it is
 TIME_MEAN = 0.4
@@ -71,7 +71,7 @@ def scene_batch(data: Latents, rows: Tensor, told: Tensor) -> Batch:
 
 
 def fill_batch(data: dict[str, Tensor], size: int, channels: int) -> Batch:
-    """Random scenes or canvases with their holes; tokens in the hole count four times.
+    """Random scenes or canvases with their holes; tokens in the hole count four times, in a canvas the object's eight.
 
     `channels`: 320 of masked picture and mask, or 0 (in-context, which sees the canvas itself): then the object in the
     hole counts four times, and nothing outside.
@@ -80,6 +80,7 @@ def fill_batch(data: dict[str, Tensor], size: int, channels: int) -> Batch:
     told = torch.randint(data["t5_ids"].shape[1], (size,))
     mask, shapes = data["mask"][rows].float(), data["shapes"][rows].long()
     inside = mask.mean(dim=2)
+    panels = mask.shape[1] > TOKENS
     return Batch(
         data["clean"][rows].float(),
         torch.cat([data["masked"][rows].float(), mask], dim=2)[..., :channels],
@@ -88,7 +89,9 @@ def fill_batch(data: dict[str, Tensor], size: int, channels: int) -> Batch:
         shapes,
         data["colors"][rows].long(),
         data["fine"][rows].float() / 255,
-        1 + 3 * inside if channels else inside * torch.where(shapes > 0, 4.0, 1.0),
+        1 + inside * torch.where(panels & (shapes > 0), 7.0, 3.0)
+        if channels
+        else inside * torch.where(shapes > 0, 4.0, 1.0),
         known=None if channels else inside == 0,
     )
 

@@ -186,6 +186,9 @@ WORDINGS = {
         "the same {wanted:object} {there}",
         "put the {wanted:object} {there}, on a {wanted} background",
         "the {wanted:object} of the picture {there}, on a {wanted} background",
+        "put {named} {there}, on a {wanted} background",
+        "put {named} {there}",
+        "draw {named} {there}, on a {wanted} background",
     ),
 }
 SIMPLE_KINDS = ("recolour", "background", "replace", "remove", "style", "size", "add", "dot", "keep")

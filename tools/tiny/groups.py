@@ -7,21 +7,22 @@ background from. No torch in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from captions import pieces
-from confetti import figure, turned
+from confetti import any_color, figure, turned
 from edits import COMBINED, Edit, combine, instruct, reverse, sample_edit
 from world import BACKGROUNDS, COLORS, HELD_OUT, Scene, SceneKind, outline, sample_scene
 
 WORDINGS_PER_PAIR = 3
 EDITS_PER_GROUP = 4
-COMBINED_SHARE = 0.5  # of the groups
+COMBINED_SHARE = 0.35  # of the groups
+BESIDE = 0.7  # share of the groups with figures where one shape at most becomes one
 APART = 110  # of a colour without a name from the backgrounds, in grey levels
 # Drawing a new shape is harder than any other edit. An edit trains its reverse too: add and remove share one number.
-SHARES = {"recolour": 1.2, "background": 1.6, "replace": 1.8, "remove": 0.8, "style": 1.8, "size": 1.8, "add": 2.8}
+SHARES = {"recolour": 1.5, "background": 2.2, "replace": 1.8, "remove": 0.8, "style": 1.8, "size": 2.2, "add": 2.8}
 SHARES |= {"dot": 1.3, "keep": 0.5}
 
 
@@ -46,7 +47,11 @@ class Group:
 
 
 def random_group(rng: np.random.Generator) -> Group:
-    group, source = Group(), sample_scene(rng)
+    group = Group()
+    if rng.random() < COMBINED_SHARE:
+        _combine_two(group, rng)
+        return group if group.pairs else random_group(rng)
+    source = sample_scene(rng)
     chances = np.array(list(SHARES.values())) / sum(SHARES.values())
     drawn = [sample_edit(str(kind), source, rng) for kind in rng.choice(list(SHARES), EDITS_PER_GROUP, p=chances)]
     edits = [edit for edit in drawn if edit is not None]
@@ -54,44 +59,62 @@ def random_group(rng: np.random.Generator) -> Group:
         group.add(edit, rng)
         if edit.kind != "keep":
             group.add(reverse(edit), rng)
-    if rng.random() < COMBINED_SHARE:
-        alone = SceneKind(two_objects=0)
-        first, second = sample_scene(rng, alone), sample_scene(rng, alone)
-        for kind in rng.choice(COMBINED, 2, replace=False, p=(0.3, 0.05, 0.15, 0.5)):
-            edit = combine(str(kind), first, second, rng)
-            if edit is not None:
-                group.add(edit, rng, None if kind == "bring" else second)
     return group
 
 
-def repainted(group: Group, rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:
-    """Colours without a name for a group's objects, and of its instructions only those that name none of theirs.
+def _combine_two(group: Group, rng: np.random.Generator) -> None:
+    """What becomes of two scenes of one object, either of which comes first."""
+    alone = SceneKind(two_objects=0)
+    scenes = sample_scene(rng, alone), sample_scene(rng, alone)
+    for first, second in (scenes, scenes[::-1]):
+        for kind in rng.choice(COMBINED, 2, replace=False, p=(0.3, 0.05, 0.25, 0.4)):
+            edit = combine(str(kind), first, second, rng)
+            if edit is not None:
+                group.add(edit, rng, None if kind == "bring" else second)
+
+
+def repainted(group: Group, rng: np.random.Generator, figures: Container[str] = ()) -> dict[str, tuple[int, int, int]]:
+    """Other colours for a group's objects, and of its instructions only those that name none of theirs.
 
     So an object's colour is copied for what it looks like. A pair held out from training does not come up this way: no
-    new colour is nearest to the one that its shape must not have.
+    new colour is nearest to the one that its shape must not have. Shapes that are drawn as `figures` are none of the
+    world's and take any colour, also one with a name.
     """
     things = {thing for scene in group.scenes for thing in scene.things}
     names = sorted({thing.color for thing in things})
-    told = [[one for one in some if not set(pieces(one[0])) & set(names)] for some in group.told]
-    group.pairs = [pair for pair, some in zip(group.pairs, told, strict=True) if some]
-    group.told = [(some * WORDINGS_PER_PAIR)[:WORDINGS_PER_PAIR] for some in told if some]
+    _leave_unsaid(group, set(names))
     behind = [BACKGROUNDS[scene.background] for scene in group.scenes]
     shapes = {name: {thing.shape for thing in things if thing.color == name} for name in names}
-    return {name: _color_without_a_name(shapes[name], behind, rng) for name in names}
+    held_out = {name: {shape for shape in some if shape not in figures} for name, some in shapes.items()}
+    return {name: _color_for(held_out[name], behind, rng) for name in names}
+
+
+def _leave_unsaid(group: Group, words: set[str]) -> None:
+    """Of a group's instructions only those that say none of these words."""
+    told = [[one for one in some if not set(pieces(one[0])) & words] for some in group.told]
+    group.pairs = [pair for pair, some in zip(group.pairs, told, strict=True) if some]
+    group.told = [(some * WORDINGS_PER_PAIR)[:WORDINGS_PER_PAIR] for some in told if some]
 
 
 def reshaped(group: Group, rng: np.random.Generator, figures: bool = False) -> dict[str, np.ndarray]:
     """Outlines for the shapes of a group's first scene, turned and bent or (`figures`) without a name, and of its pairs
     only those that bring in none of them: so a shape is copied for what it looks like, and one that is asked for is the
-    world's own."""
+    world's own. Beside a figure another object often stays what it is, and instructions tell of that one."""
     known = {thing.shape for scene in group.scenes[:1] for thing in scene.things}
+    if figures and known and rng.random() < BESIDE:
+        known = {str(rng.choice(sorted(known)))}
 
     def brings_in(source: int, target: int) -> bool:
-        before, after = ({thing.shape for thing in group.scenes[index].things} for index in (source, target))
-        return bool(known & after - before)
+        before, after = ([thing.shape for thing in group.scenes[index].things] for index in (source, target))
+        return any(after.count(shape) > before.count(shape) for shape in known)
 
     kept = [index for index, (source, _, target) in enumerate(group.pairs) if not brings_in(source, target)]
     group.pairs, group.told = [group.pairs[index] for index in kept], [group.told[index] for index in kept]
+    if figures and len(known) == 1:
+        (shape,) = known
+        group.told = [[(text.replace(f" {shape}", " object"), roles) for text, roles in some] for some in group.told]
+    if figures:
+        _leave_unsaid(group, known)
     return {shape: figure(rng) if figures else _bent(outline(shape), rng) for shape in sorted(known)}
 
 
@@ -105,16 +128,15 @@ def _bent(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return bent * own / reach * rng.uniform(0.85, 1.0)
 
 
-def _color_without_a_name(
-    shapes: set[str], behind: list[tuple[int, int, int]], rng: np.random.Generator
-) -> tuple[int, int, int]:
+def _color_for(shapes: set[str], behind: list[tuple[int, int, int]], rng: np.random.Generator) -> tuple[int, int, int]:
+    """One that stands out and makes no pair held out: without a name, or any for what has none of the shapes."""
     while True:
-        color = rng.integers(0, 256, 3)
+        red, green, blue = rng.integers(0, 256, 3) if shapes else any_color(rng)
+        color = np.array([int(red), int(green), int(blue)])
         nearest = min(COLORS, key=lambda name: float(np.square(color - COLORS[name]).sum()))
         if min(float(np.square(color - other).sum()) for other in np.array(behind)) > APART**2 and not any(
             (nearest, shape) in HELD_OUT for shape in shapes
         ):
-            red, green, blue = color
             return int(red), int(green), int(blue)
 
 

@@ -23,7 +23,7 @@ from world import BACKGROUNDS, COLORS, SHAPES, SIDE, Scene, coverage, draw, samp
 CAPTIONS_PER_SCENE = 4
 LATENTS_FILE = WORK / "latents.pt"
 TOKENS = (SIDE // 16) ** 2
-UNLABELLED = 255  # a colour without a name
+UNLABELLED = 255  # a colour or a shape without a name
 FIRST_SEED, PART = 10_000, 500  # each part of the scenes has a seed of its own
 T5_LENGTH, CLIP_LENGTH = 32, 32  # longest caption: 23 and 25; CLIP's padding never reaches its pooled output
 

@@ -22,6 +22,7 @@ from world import BACKGROUNDS, COLORS, SHAPES
 WIDTH = 128
 IN_CHANNELS = 64
 GLIMPSE_AFTER = 2  # single blocks; the head reads the image tokens there
+BESIDE_AFTER = 4  # of an adapter for panels: a panel's object is known by then, and has to have reached the other panel
 GLIMPSE_SIZES = (1 + len(SHAPES), 1 + len(COLORS) + len(BACKGROUNDS), 16)  # as labelled in `latents.py`
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 PARTS = ("transformer", *TEXT_PARTS)
@@ -69,6 +70,7 @@ class Networks(nn.Module):
         """Something new that trains alone: `lora`, an adapter of the transformer, `controlnet`, or nothing."""
         if what:
             self.requires_grad_(False)
+            self.glimpse.requires_grad_(True)
             {"lora": self._add_lora, "controlnet": self._add_controlnet}[what]()
 
     def _add_lora(self) -> None:
@@ -108,12 +110,14 @@ class Networks(nn.Module):
         control: tuple[Tensor, Tensor] | None = None,
         later: Tensor | None = None,
         seen: list[tuple[Tensor, Tensor]] | None = None,
+        after: int = GLIMPSE_AFTER,
     ) -> tuple[Tensor, Tensor]:
         """Velocity (B, S, 64) at `x` (B, S, channels), time in 0..1, and the middle state (B, S + n S, WIDTH).
 
         `references` (B, n S, 64): n more pictures of the same size, which are looked at and not drawn (Kontext).
         `control`: a map (B, S, 64) for the ControlNet, and how strongly it works. `later` (B, T, WIDTH): the text that
-        single blocks hear in place of `text`. `seen`: takes what each joint block is given, image and text.
+        single blocks hear in place of `text`. `seen`: takes what each joint block is given, image and text. `after`: so
+        many single blocks, where the middle is.
         """
         net, drawn = self.transformer, x.shape[1]
         joint_residual = single_residual = 0.0
@@ -146,7 +150,7 @@ class Networks(nn.Module):
             image = image + joint_residual
         text = text if other is None else other
         for index, block in enumerate(net.single_transformer_blocks):
-            if index == GLIMPSE_AFTER:
+            if index == after:
                 middle = image
             text, image = block(image, text, condition, image_rotary_emb=rope)
             image = image + single_residual

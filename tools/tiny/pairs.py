@@ -17,11 +17,11 @@ from groups import WORDINGS_PER_PAIR, Group, random_group, repainted, reshaped
 from latents import CLIP_LENGTH, T5_LENGTH, UNLABELLED, Codec, padded_labels, token_ids, token_labels
 from PIL import Image
 from torch import Tensor
-from world import COLORS, SIDE, draw
+from world import COLORS, SHAPES, SIDE, draw
 
 PAIRS_FILE = WORK / "pairs.pt"
 CHANGED = 8  # grey levels
-LITTERED, NAMELESS, RESHAPED = 0.5, 0.4, 0.4  # shares of the groups of one picture
+LITTERED, NAMELESS, RESHAPED, FIGURES = 0.5, 0.4, 0.5, 0.25  # shares of groups, but for colours those of one picture
 
 
 def changed_tokens(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -35,17 +35,21 @@ def drawn(
     group: Group, rng: np.random.Generator, figures: bool = False
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
     """The pictures of a group and their labels. What has no name has to be copied: in half of the groups pieces around
-    all objects, in some the objects' own colours or shapes, or (`figures`) their shapes in all of one picture."""
+    all objects, in some the objects' own colours or shapes, in some (`figures`: in all of one picture) figures in place
+    of shapes."""
     alone = all(second < 0 for _, second, _ in group.pairs)
     layer = around(group.scenes, rng) if alone and rng.random() < LITTERED else Image.new("RGBA", (SIDE, SIDE))
-    nameless = alone and rng.random() < NAMELESS
-    palette = repainted(group, rng) if nameless else COLORS
-    outlines = reshaped(group, rng, figures) if alone and (figures or rng.random() < RESHAPED) else {}
+    figures = alone and (figures or rng.random() < FIGURES)
+    outlines = reshaped(group, rng, figures) if figures or (alone and rng.random() < RESHAPED) else {}
+    nameless = rng.random() < (0.7 if figures else NAMELESS)
+    palette = repainted(group, rng, outlines if figures else ()) if nameless else COLORS
+    known = [1 + SHAPES.index(shape) for shape in outlines if figures]
     for scene in group.scenes:
         picture = draw(scene, palette=palette, outlines=outlines)
         picture.paste(layer, mask=layer)
         shapes, colors, fine = token_labels(scene)
-        yield np.asarray(picture), (shapes, np.where(nameless & (shapes > 0), UNLABELLED, colors), fine)
+        colors = np.where(nameless & (shapes > 0), UNLABELLED, colors)
+        yield np.asarray(picture), (np.where(np.isin(shapes, known), UNLABELLED, shapes), colors, fine)
 
 
 def _groups(seed: int, count: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray, list]:

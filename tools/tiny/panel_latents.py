@@ -75,8 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--canvases", type=int, default=2500)
+    parser.add_argument("--seed", type=int, default=130_000, help="another one makes other canvases")
     options = parsed(parser)
-    data = encode_panels(options.task, options.canvases)
+    data = encode_panels(options.task, options.canvases, options.seed)
     torch.save(data, panels_file(options.task))
     log("panels", task=options.task, canvases=len(data["clean"]), longest=int((data["t5_ids"] > 0).sum(-1).max()))
 

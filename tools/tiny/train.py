@@ -61,7 +61,7 @@ from latents import LATENTS_FILE, UNLABELLED, load, token_ids
 from looks import LOOKS_FILE
 from maps import MAPS_FILE
 from muon import Muon
-from networks import IN_CHANNELS, PARTS, TEXT_PARTS, Networks
+from networks import BESIDE_AFTER, GLIMPSE_AFTER, IN_CHANNELS, PARTS, TEXT_PARTS, Networks
 from pairs import PAIRS_FILE
 from panel_latents import panels_file
 from panels import PANEL_LENGTHS
@@ -168,9 +168,10 @@ class FlowLoss(nn.Module):
     """Distance to the velocity `target` (B, 64, 64), and how badly the middle state knows shapes, or the
     attention whose each token is."""
 
-    def __init__(self, networks: Networks) -> None:
+    def __init__(self, networks: Networks, panels: bool = False) -> None:
         super().__init__()
         self.networks = networks
+        self.after, self.glimpse_weight = (BESIDE_AFTER, 0.3) if panels else (GLIMPSE_AFTER, GLIMPSE_WEIGHT)
 
     def forward(
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
@@ -181,17 +182,24 @@ class FlowLoss(nn.Module):
             later, pooled = self.networks.describe(*batch.later)
         size = SIDE // 16, x.shape[1] // (SIDE // 16)
         beside = batch.references, batch.control, later, seen
-        velocity, middle = self.networks.velocity(x, time, guidance, text, pooled, *size, *beside)
+        velocity, middle = self.networks.velocity(x, time, guidance, text, pooled, *size, *beside, self.after)
         error = (velocity.float() - target).square().mean(dim=2)
         shape, color, fine = (part.float() for part in self.networks.glimpse_logits(middle))
-        shape_loss = F.cross_entropy(shape.flatten(0, 1), batch.shapes.flatten())
-        color_loss = F.cross_entropy(color.flatten(0, 1), batch.colors.flatten(), ignore_index=UNLABELLED)
+        weights = F.pad(batch.weights, (0, batch.shapes.shape[1] - x.shape[1]), value=1.0)
+        weights = weights / weights.mean()
+        shape_loss = (weights * named_loss(shape, batch.shapes)).mean()
+        color_loss = (weights * named_loss(color, batch.colors)).mean()
         knows, glimpse = shape_loss, shape_loss + color_loss + F.binary_cross_entropy_with_logits(fine, batch.fine)
-        loss = (error * batch.weights).mean() + GLIMPSE_WEIGHT * glimpse
+        loss = (error * batch.weights).mean() + self.glimpse_weight * glimpse
         if batch.concepts is not None:
             knows = concept_loss(self.networks, seen, (time, guidance, pooled), batch)
             loss = loss + CONCEPT_WEIGHT * knows
         return loss, error.mean().detach(), knows.detach()
+
+
+def named_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each token (B, S); 0 for what has no name."""
+    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=UNLABELLED, reduction="none")
 
 
 def guided_target(
@@ -338,7 +346,7 @@ def load_average(networks: Networks, stage: str | None) -> None:
 
 def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None, clock: Clock, compiled: bool) -> None:
     """Until the time is over. Unusual pad lengths run uncompiled: each would cost minutes of compiling."""
-    objective = FlowLoss(trainer.networks)
+    objective = FlowLoss(trainer.networks, trainer.stage.added == "lora")
     fast = torch.compile(objective, dynamic=False) if compiled else objective
     empty = empty_ids(trainer.stage)
     saved, seen, since = clock.spent, 0, time.time()
@@ -391,8 +399,7 @@ def flow_step(
     """Noise the batch, compare velocities, leave the gradients; returns loss, plain error and shape loss."""
     size = len(batch.clean)
     times, guidance = random_times(size, stage.noisy), random_guidance(size, stage.guidance_high)
-    noise = torch.randn_like(batch.clean)
-    inputs = torch.cat([torch.lerp(batch.clean, noise, noise_levels(times, batch)), batch.extra], dim=2)
+    inputs, noise = noised(batch, times)
     with torch.autocast("cpu", torch.bfloat16):
         target = noise - batch.clean
         if teacher is not None:
@@ -400,6 +407,12 @@ def flow_step(
         losses = objective(inputs, times, guidance, batch, target)
     losses[0].backward()
     return losses
+
+
+def noised(batch: Batch, times: Tensor) -> tuple[Tensor, Tensor]:
+    """What the transformer sees of a batch at these times, and the noise in it."""
+    noise = torch.randn_like(batch.clean)
+    return torch.cat([torch.lerp(batch.clean, noise, noise_levels(times, batch)), batch.extra], dim=2), noise
 
 
 def empty_ids(stage: Stage) -> tuple[Tensor, Tensor]:
@@ -441,10 +454,9 @@ def begin_copying(trainer: Trainer, batch: Batch) -> None:
     networks = trainer.networks
     if trainer.stage.added == "lora":
         size, times = len(batch.clean), random_times(len(batch.clean), trainer.stage.noisy)
-        noisy = torch.lerp(batch.clean, torch.randn_like(batch.clean), times[:, None, None])
         side, states = SIDE // 16, networks.describe(batch.t5_ids, batch.clip_ids)
-        inputs = torch.cat([noisy, batch.extra], dim=2), times, random_guidance(size), *states, side, 2 * side
-        look_beside(networks, side, *inputs)
+        seen, _ = noised(batch, times)
+        look_beside(networks, side, seen, times, random_guidance(size), *states, side, 2 * side)
     else:
         look_at_reference(networks)
     trainer.average.load_state_dict(networks.state_dict())
