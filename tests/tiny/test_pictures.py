@@ -25,7 +25,7 @@ BARS = {
     "seen": {"color": 90, "background": 90, "shape": 85, "place": 90},
     "two": {"color": 85, "background": 90, "place": 90},
 }
-PANELS = [("in-context", "color", 60), ("ic-edit", "done", 60), ("try-on", "kept", 65)]
+PANELS = [("in-context", "color", 60), ("ic-edit", "done", 60), ("try-on", "done", 60)]
 MASKED_EDIT_BAR = 65
 
 
