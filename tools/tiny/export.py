@@ -4,8 +4,9 @@ diffusers layout, bfloat16. `base` and `distill` both become `base/` (the second
 variant ship what it does not share with the base: `fill/` its transformer, `kontext/` its text encoders too, `redux/`
 its picture encoder and embedder, the panels' stages an adapter (`ic-edit/` text encoders too). Two are no stages:
 `schnell` is the shipped base with its guidance built in, `vae` the VAE alone, for a decoder that was made better.
-`inside` goes half of its way outside the joint blocks, so that pairs never seen stay as well drawn as they were. A
-base that draws worse than the shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
+`inside` goes half of its way outside the joint blocks, so that pairs never seen stay as well drawn as they were;
+`--share` lets all of kontext or fill go so much of it, which mostly draws better than either end. A base that draws
+worse than the shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
 
 from __future__ import annotations
@@ -136,18 +137,19 @@ def write_schnell(guidance: float) -> None:
 
 
 @torch.no_grad()
-def half_way(networks: Networks, before: Networks) -> None:
-    """Everything but the joint blocks of a transformer becomes the mean with what it was."""
-    old = dict(before.transformer.named_parameters())
-    for name, weight in networks.transformer.named_parameters():
-        if not name.startswith("transformer_blocks"):
-            weight.lerp_(old[name], 0.5)
+def part_way(networks: Networks, before: Networks, share: float, but: tuple[str, ...] = ()) -> None:
+    """Weights go this share of the way from what they were; those whose names begin with `but` go all of it."""
+    old = dict(before.named_parameters())
+    for name, weight in networks.named_parameters():
+        if not name.startswith((*but, "glimpse", "placing")):
+            weight.lerp_(old[name], 1 - share)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "schnell", "vae"])
     parser.add_argument("--guidance", type=float, default=3.5)
+    parser.add_argument("--share", type=float, default=1.0, help="kontext, fill: so far from the shipped weights")
     parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
     options = parser.parse_args()
     if options.stage == "schnell":
@@ -159,12 +161,15 @@ def main() -> None:
     networks = trained(options.stage)
     variant = STAGES[options.stage].variant
     if variant != "base":
+        if options.share < 1:
+            folder = SHIPPED / variant
+            part_way(networks, Networks.from_folders(folder, folder / "transformer"), options.share)
         write_variant(networks, STAGES[options.stage])
         return
     base = SHIPPED / "base"
     shipped = Networks.from_folders(base, base / "transformer") if (base / "transformer").exists() else None
     if options.stage == "inside" and shipped is not None:
-        half_way(networks, shipped)
+        part_way(networks, shipped, 0.5, but=("transformer.transformer_blocks",))
     if shipped is not None and not options.force:
         before, after = quality(shipped, options.guidance), quality(networks, options.guidance)
         log("export", before=before, after=after)
