@@ -5,13 +5,14 @@ variant ship what it does not share with the base: `fill/` its transformer, `kon
 its picture encoder and embedder, the panels' stages an adapter (`ic-edit/` text encoders too). Two are no stages:
 `schnell` is the shipped base with its guidance built in, `vae` the VAE alone, for a decoder that was made better.
 `inside` goes half of its way outside the joint blocks, so that pairs never seen stay as well drawn as they were;
-`--share` lets all of kontext or fill go so much of it, which mostly draws better than either end. A base that draws
-worse than the shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
+`--share` lets all of fill, kontext or panels go so much of it, which mostly draws better than either end. A base that
+draws worse than the shipped one is refused (64 pictures of three sets; `--force` skips the comparison).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -136,6 +137,16 @@ def write_schnell(guidance: float) -> None:
     plain.save_pretrained(SHIPPED / "schnell" / "transformer")
 
 
+def shipped_as(networks: Networks, stage: Stage) -> Networks:
+    """Networks like these with the weights that a variant, or its adapter, is shipped with."""
+    folder = SHIPPED / stage.variant
+    if stage.added != "lora":
+        return Networks.from_folders(folder, folder / "transformer")
+    before = copy.deepcopy(networks)
+    before.load_added(stage.added, folder)
+    return before
+
+
 @torch.no_grad()
 def part_way(networks: Networks, before: Networks, share: float, but: tuple[str, ...] = ()) -> None:
     """Weights go this share of the way from what they were; those whose names begin with `but` go all of it."""
@@ -149,7 +160,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "schnell", "vae"])
     parser.add_argument("--guidance", type=float, default=3.5)
-    parser.add_argument("--share", type=float, default=1.0, help="kontext, fill: so far from the shipped weights")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the way from the shipped weights, of fill, kontext, panels"
+    )
     parser.add_argument("--force", action="store_true", help="do not compare with the shipped weights")
     options = parser.parse_args()
     if options.stage == "schnell":
@@ -162,8 +175,7 @@ def main() -> None:
     variant = STAGES[options.stage].variant
     if variant != "base":
         if options.share < 1:
-            folder = SHIPPED / variant
-            part_way(networks, Networks.from_folders(folder, folder / "transformer"), options.share)
+            part_way(networks, shipped_as(networks, STAGES[options.stage]), options.share)
         write_variant(networks, STAGES[options.stage])
         return
     base = SHIPPED / "base"
