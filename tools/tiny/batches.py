@@ -80,7 +80,7 @@ def fill_batch(data: dict[str, Tensor], size: int, channels: int) -> Batch:
     told = torch.randint(data["t5_ids"].shape[1], (size,))
     mask, shapes = data["mask"][rows].float(), data["shapes"][rows].long()
     inside = mask.mean(dim=2)
-    panels = mask.shape[1] > TOKENS
+    outside, hole, objects = (1.0, 3.0, 7.0 if mask.shape[1] > TOKENS else 3.0) if channels else (0.0, 1.0, 4.0)
     return Batch(
         data["clean"][rows].float(),
         torch.cat([data["masked"][rows].float(), mask], dim=2)[..., :channels],
@@ -89,9 +89,7 @@ def fill_batch(data: dict[str, Tensor], size: int, channels: int) -> Batch:
         shapes,
         data["colors"][rows].long(),
         data["fine"][rows].float() / 255,
-        1 + inside * torch.where(panels & (shapes > 0), 7.0, 3.0)
-        if channels
-        else inside * torch.where(shapes > 0, 4.0, 1.0),
+        outside + inside * torch.where(shapes > 0, objects, hole),
         known=None if channels else inside == 0,
     )
 

@@ -110,10 +110,11 @@ def reshaped(group: Group, rng: np.random.Generator, figures: bool = False) -> d
 
     kept = [index for index, (source, _, target) in enumerate(group.pairs) if not brings_in(source, target)]
     group.pairs, group.told = [group.pairs[index] for index in kept], [group.told[index] for index in kept]
-    if figures and len(known) == 1:
-        (shape,) = known
-        group.told = [[(text.replace(f" {shape}", " object"), roles) for text, roles in some] for some in group.told]
     if figures:
+        if len(known) == 1:
+            (shape,) = known
+            named = f" {shape}"
+            group.told = [[(text.replace(named, " object"), roles) for text, roles in some] for some in group.told]
         _leave_unsaid(group, known)
     return {shape: figure(rng) if figures else _bent(outline(shape), rng) for shape in sorted(known)}
 

@@ -71,6 +71,7 @@ from world import SIDE
 SEE_FILE = WORK / "see.pt"  # of `see.py`
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
 GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT, CONCEPT_WEIGHT = 0.1, 0.3, 3.0, 0.1
+BESIDE_WEIGHT = 0.3  # of what an adapter for panels knows
 DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
 TEXTS = 192  # captions without pictures in each step
 SHOWN = {"control": ("canny", "depth"), "controlnet": ("canny",), "upscaler": ("coarse",)}  # maps of a variant
@@ -171,7 +172,7 @@ class FlowLoss(nn.Module):
     def __init__(self, networks: Networks, panels: bool = False) -> None:
         super().__init__()
         self.networks = networks
-        self.after, self.glimpse_weight = (BESIDE_AFTER, 0.3) if panels else (GLIMPSE_AFTER, GLIMPSE_WEIGHT)
+        self.after, self.glimpse_weight = (BESIDE_AFTER, BESIDE_WEIGHT) if panels else (GLIMPSE_AFTER, GLIMPSE_WEIGHT)
 
     def forward(
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
