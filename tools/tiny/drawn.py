@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 import torch
-from clock import WORK, log, parsed
+from clock import WORK, log, mixed, parsed
 from evaluate import SHIPPED
 from groups import random_group
 from latents import Codec
@@ -55,7 +55,7 @@ def main() -> None:
         some = slice(start, start + 40)
         clean, references = codec.encode(targets[some]), codec.encode(sources[some])
         first, seeds = int(torch.randint(FIRST, LAST + 1, ())), list(range(start, start + len(clean)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             x = paint.latents(told[some], seeds, references=references, clean=clean, first=first).float()
         near = ((x - clean).square().mean(dim=2).sqrt() < FAR).all(dim=1)
         latents.append(codec.raw(x[near]).half())

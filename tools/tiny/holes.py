@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import torch
 from captions import caption, phrase
-from clock import WORK, log
+from clock import WORK, log, mixed
 from latents import CAPTIONS_PER_SCENE, Codec, pack, token_ids, token_labels
 from torch import Tensor
 from world import SIDE, Scene, box, draw, hole_around, sample_scene
@@ -73,7 +73,7 @@ def encode_holes(count: int, seed: int = 50_000, part: int = 500) -> dict[str, T
     with ProcessPoolExecutor(1) as pool:
         for pictures, some, captions, parts in pool.map(_holes, seeds, [part] * len(seeds)):
             whole = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed():
                 clean += [codec.encode_floats(few).half() for few in whole.split(50)]
                 masked += [codec.encode_floats(few).half() for few in masked_pictures(pictures, some).split(50)]
             masks.append(mask_channels(some))

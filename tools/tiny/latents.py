@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from captions import caption, place_labels
-from clock import WORK, log, parsed
+from clock import WORK, log, mixed, parsed
 from diffusers import AutoencoderKL
 from train_vae import VAE_FOLDER
 from vocabulary import CLIP_FOLDER, T5_FOLDER, load_clip, load_t5
@@ -152,7 +152,7 @@ def encode_scenes(count: int, seed: int = FIRST_SEED, part: int = PART) -> Laten
     with ProcessPoolExecutor(1) as pool:
         for pictures, captions, parts in pool.map(_scenes, seeds, [part] * len(seeds)):
             floats = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed():
                 latents += [codec.encode_floats(some).half() for some in floats.split(50)]
             told += captions
             labels.append(parts)

@@ -10,7 +10,7 @@ import argparse
 
 import numpy as np
 import torch
-from clock import WORK, log, parsed
+from clock import WORK, log, mixed, parsed
 from latents import FIRST_SEED, PART, Codec, scenes_of_part
 from PIL import Image
 from torch import Tensor
@@ -52,7 +52,7 @@ def main() -> None:
         scenes, rng = scenes_of_part(seed, PART)
         for kind, make in KINDS.items():
             pictures = np.stack([make(scene, rng) for scene in scenes])
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed():
                 maps[kind] += [codec.encode(some).half() for some in np.array_split(pictures, PART // 50)]
     encoded: dict[str, Tensor] = {kind: torch.cat(parts) for kind, parts in maps.items()}
     torch.save(encoded, MAPS_FILE)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+from clock import half_is_fast
 from torch import Tensor
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of the paper
@@ -50,10 +51,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int) -> Tensor:
-    """Nearly the orthogonal factor of each matrix of (count, rows, columns), in bfloat16."""
+    """Nearly the orthogonal factor of each matrix of (count, rows, columns), in bfloat16 where that is fast."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = matrices.mT if tall else matrices
+    x = x.bfloat16() if half_is_fast() else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-from clock import WORK, log, parsed
+from clock import WORK, log, mixed, parsed
 from confetti import around
 from groups import WORDINGS_PER_PAIR, Group, random_group, repainted, reshaped
 from latents import CLIP_LENGTH, T5_LENGTH, UNLABELLED, Codec, padded_labels, token_ids, token_labels
@@ -78,7 +78,7 @@ def encode_pairs(count: int, seed: int = 90_000, part: int = 50) -> dict[str, Te
     with ProcessPoolExecutor(1) as pool:
         for pictures, parts, pairs, differs, words in pool.map(_groups, seeds, [part] * len(seeds)):
             floats = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed():
                 latents += [codec.encode_floats(few).half() for few in floats.split(50)]
             labels.append(parts)
             rows.append(np.where(pairs < 0, -1, pairs + found))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clock import WORK, log, parsed
+from clock import WORK, log, mixed, parsed
 from holes import mask_channels, masked_pictures
 from latents import Codec, token_ids, token_labels
 from panels import PANEL_LENGTHS, PROMPTS_PER_CANVAS, TASKS
@@ -51,7 +51,7 @@ def encode_panels(task: str, count: int, seed: int = 130_000, part: int = 100) -
     with ProcessPoolExecutor(1) as pool:
         for pictures, given, some, parts, words in pool.map(_canvases, [task] * len(seeds), seeds, [part] * len(seeds)):
             whole = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed():
                 clean += [codec.encode_floats(few).half() for few in whole.split(25)]
                 masked += [codec.encode_floats(few).half() for few in masked_pictures(given, some).split(25)]
             masks.append(mask_channels(some))

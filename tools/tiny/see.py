@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from clock import Clock, decay, log, save_checkpoint
+from clock import Clock, decay, log, mixed, save_checkpoint
 from evaluate import SHIPPED, plain_prompt
 from latents import PART, scenes_of_part, token_ids
 from looks import looks
@@ -62,7 +62,7 @@ def save(networks: Networks) -> None:
 
 
 def distance(networks: Networks, seen: Tensor, states: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         said = networks.look(seen.float() / 127.5 - 1)
     return (said.float() - states.float()).square().mean()
 

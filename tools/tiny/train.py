@@ -17,7 +17,7 @@ before, where it ran.
 control: a map as 64 more input channels, of edges or of depth: one transformer reads both kinds.
 controlnet, upscaler: a ControlNet reads edges, or the coarse picture; it alone trains.
 in-context, ic-edit, try-on: adapters (LoRA) for pictures of two panels, of the base and of fill.
-fill-distill, kontext-distill: the same as distill, for the variant.
+fill-distill: the same as distill, for the variant. kontext-distill: its own guidance, by words and by references.
 inside: once more the base, so that what works inside its joint blocks does (`inside.py`).
 """
 
@@ -52,7 +52,7 @@ from batches import (
     repad,
     swap_word,
 )
-from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
+from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, mixed, save_checkpoint
 from copying import look_at_reference, look_beside
 from evaluate import SHIPPED
 from holes import HOLES_FILE
@@ -72,6 +72,7 @@ SEE_FILE = WORK / "see.pt"  # of `see.py`
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
 GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT, CONCEPT_WEIGHT = 0.1, 0.3, 3.0, 0.1
 BESIDE_WEIGHT = 0.3  # of what an adapter for panels knows
+BOLDER, TRUER = 0.7, 0.5  # how far a guided edit goes towards the words, and towards the references
 DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
 TEXTS = 192  # captions without pictures in each step
 SHOWN = {"control": ("canny", "depth"), "controlnet": ("canny",), "upscaler": ("coarse",)}  # maps of a variant
@@ -169,10 +170,13 @@ class FlowLoss(nn.Module):
     """Distance to the velocity `target` (B, 64, 64), and how badly the middle state knows shapes, or the
     attention whose each token is."""
 
-    def __init__(self, networks: Networks, panels: bool = False) -> None:
+    def __init__(self, networks: Networks, stage: Stage) -> None:
         super().__init__()
         self.networks = networks
+        panels = stage.added == "lora"
         self.after, self.glimpse_weight = (BESIDE_AFTER, BESIDE_WEIGHT) if panels else (GLIMPSE_AFTER, GLIMPSE_WEIGHT)
+        if stage.guided:  # a teacher's states know it, and a new head would bend them
+            self.glimpse_weight = 0.0
 
     def forward(
         self, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, target: Tensor
@@ -210,19 +214,39 @@ def guided_target(
 
     The teacher's own guidance is off.
     """
-    count = len(x)
-    references = None if batch.references is None else batch.references.repeat(2, 1, 1)
-    blank = empty[0].new_zeros(count, batch.t5_ids.shape[1])
-    blank[:, : min(len(empty[0]), blank.shape[1])] = empty[0][: blank.shape[1]]
-    t5_ids = torch.cat([batch.t5_ids, blank])
-    clip_ids = torch.cat([batch.clip_ids, empty[1].expand(count, -1)])
+    blank = [part.repeat(len(x), 1) for part in empty_like(batch, empty)]
     with torch.no_grad():
-        text, pooled = teacher.describe(t5_ids, clip_ids)
+        text, pooled = teacher.describe(torch.cat([batch.t5_ids, blank[0]]), torch.cat([batch.clip_ids, blank[1]]))
         twice = x.repeat(2, 1, 1), time.repeat(2), torch.ones_like(guidance).repeat(2)
-        both, _ = teacher.velocity(*twice, text, pooled, references=references)
+        both, _ = teacher.velocity(*twice, text, pooled)
     said, unsaid = both.float().chunk(2)
     strength = (1 + guidance.log2() / 2).clamp(max=4)[:, None, None]
     return unsaid + strength * (said - unsaid)
+
+
+def edited_target(
+    teacher: Networks, x: Tensor, time: Tensor, guidance: Tensor, batch: Batch, empty: tuple[Tensor, Tensor]
+) -> Tensor:
+    """v + 0.7 (v - v("")) + 0.5 (v - v(references half in noise)): the edit is done, and what it leaves is kept.
+
+    The teacher's guidance is the student's.
+    """
+    blank = [part.repeat(len(x), 1) for part in empty_like(batch, empty)]
+    dim = torch.lerp(batch.references, torch.randn_like(batch.references), 0.5)
+    with torch.no_grad():
+        text, pooled = teacher.describe(
+            torch.cat([batch.t5_ids, blank[0], batch.t5_ids]), torch.cat([batch.clip_ids, blank[1], batch.clip_ids])
+        )
+        thrice = x.repeat(3, 1, 1), time.repeat(3), guidance.repeat(3)
+        seen = torch.cat([batch.references, batch.references, dim])
+        velocities, _ = teacher.velocity(*thrice, text, pooled, references=seen)
+    said, unsaid, unseen = velocities.float().chunk(3)
+    return said + BOLDER * (said - unsaid) + TRUER * (said - unseen)
+
+
+def empty_like(batch: Batch, empty: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """T5 ids (1, T) and CLIP ids (1, 77) of "", padded as those of the batch."""
+    return repad(empty[0][None], batch.t5_ids.shape[1]), empty[1][None]
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -231,8 +255,8 @@ def guided_target(
 class Trainer:
     """One stage's networks, running average, optimizers and progress."""
 
-    def __init__(self, name: str, start: Path | None, added: Path | None = None) -> None:
-        self.name, self.stage = name, STAGES[name]
+    def __init__(self, name: str, start: Path | None, added: Path | None = None, gentle: float = 1.0) -> None:
+        self.name, self.stage = name, replace(STAGES[name], rate=STAGES[name].rate * gentle)
         self.networks = new_networks(self.stage)
         self.step, self.spent = 0, 0.0
         state = load_checkpoint(WORK / f"{name}.pt")
@@ -347,7 +371,7 @@ def load_average(networks: Networks, stage: str | None) -> None:
 
 def train(trainer: Trainer, next_batch: Callable[[], Batch], texts: Texts | None, clock: Clock, compiled: bool) -> None:
     """Until the time is over. Unusual pad lengths run uncompiled: each would cost minutes of compiling."""
-    objective = FlowLoss(trainer.networks, trainer.stage.added == "lora")
+    objective = FlowLoss(trainer.networks, trainer.stage)
     fast = torch.compile(objective, dynamic=False) if compiled else objective
     empty = empty_ids(trainer.stage)
     saved, seen, since = clock.spent, 0, time.time()
@@ -385,7 +409,7 @@ def text_step(networks: Networks, t5_ids: Tensor, places: Tensor) -> tuple[Tenso
     its shape is a state never met when the pair is new.
     """
     swapped, where = swap_word(t5_ids)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         text = networks.text_encoder_2(input_ids=torch.cat([t5_ids, swapped])).last_hidden_state
         said, other = text.float().chunk(2)
         place_loss = networks.place_loss(said, places)
@@ -401,10 +425,11 @@ def flow_step(
     size = len(batch.clean)
     times, guidance = random_times(size, stage.noisy), random_guidance(size, stage.guidance_high)
     inputs, noise = noised(batch, times)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         target = noise - batch.clean
         if teacher is not None:
-            target = guided_target(teacher, inputs, times, guidance, batch, empty)
+            guide = guided_target if batch.references is None else edited_target
+            target = guide(teacher, inputs, times, guidance, batch, empty)
         losses = objective(inputs, times, guidance, batch, target)
     losses[0].backward()
     return losses
@@ -434,13 +459,16 @@ def main() -> None:
     parser.add_argument(
         "--copying", action="store_true", help="let heads look at one exact place (kontext, ic-edit), once"
     )
+    parser.add_argument(
+        "--gentle", type=float, default=1.0, help="factor of the learning rate, to go on from what is there"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--eager", action="store_true", help="do not compile")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(time.time_ns() % 2**31)
 
-    trainer = Trainer(options.stage, options.start, options.added)
+    trainer = Trainer(options.stage, options.start, options.added, options.gentle)
     minutes = options.minutes or trainer.stage.minutes
     clock = Clock(minutes, trainer.spent, deadline(options.until))
     next_batch, texts = batches(options.stage, options.batch, trainer.networks)

@@ -14,7 +14,7 @@ import copy
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint
+from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, mixed, save_checkpoint
 from evaluate import SHIPPED
 from torch import Tensor
 from train_vae import follow
@@ -100,7 +100,7 @@ def train(minutes: float, pictures: Tensor, maps: Tensor) -> DepthProForDepthEst
         rows = torch.multinomial(hardness, BATCH)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * decay(clock.share, 0.3) * min(1.0, (step + 1) / 100)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             found = nearness(network, pictures[rows])
         error = found - maps[rows].float() / 255
         hardness[rows] = error.detach().abs().mean(dim=(1, 2)) + EASIEST

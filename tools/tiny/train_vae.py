@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, save_checkpoint, parsed
+from clock import CHECKPOINT_SECONDS, WORK, Clock, decay, load_checkpoint, log, mixed, parsed, save_checkpoint
 from confetti import confetti, figures
 from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
@@ -174,7 +174,7 @@ class VaeTrainer:
         self.vae.encoder.requires_grad_(False)
 
     def update(self, pictures: torch.Tensor, latents: torch.Tensor | None, rate: float) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             losses = self.objective(pictures, latents, self.trains_encoder)
         self.vae.zero_grad(set_to_none=True)
         losses.mean().backward()
@@ -228,7 +228,7 @@ def train(minutes: float, pictures: torch.Tensor, refine: Path | None, drawn: Pa
 def encoded(vae: AutoencoderKL, pictures: torch.Tensor, part: int = 50) -> torch.Tensor:
     """Latents of all pictures, (N, 16, 16, 16) float16."""
     floats = (some.float() / 127.5 - 1.0 for some in pictures.split(part))
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         parts = [vae.encoder(some)[:, :LATENT_CHANNELS].half() for some in floats]
     return torch.cat(parts)
 
@@ -237,7 +237,7 @@ def encoded(vae: AutoencoderKL, pictures: torch.Tensor, part: int = 50) -> torch
 def first_losses(objective: Autoencode, pictures: torch.Tensor, known: torch.Tensor, part: int = 50) -> torch.Tensor:
     """What the decoder finds hard before it goes on, (N,)."""
     pairs = zip(pictures.split(part), known.split(part), strict=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         return torch.cat([objective(some.float() / 127.5 - 1, z.float(), False) for some, z in pairs])
 
 

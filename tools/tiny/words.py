@@ -13,7 +13,7 @@ import copy
 import time
 
 import torch
-from clock import log
+from clock import log, mixed
 from torch import Tensor
 from train import DISTANCES, Texts, Trainer, batches
 
@@ -53,7 +53,7 @@ def _losses(trainer: Trainer, known: torch.nn.Module, t5_ids: Tensor, places: Te
     networks = trainer.networks
     with torch.no_grad():
         old = known(input_ids=t5_ids).last_hidden_state
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         states = networks.text_encoder_2(input_ids=t5_ids).last_hidden_state
         loss = networks.place_loss(states, places)
     return loss, (states.float() - old).square().mean() / old.square().mean()
