@@ -26,7 +26,7 @@ BARS = {
     "two": {"color": 85, "background": 90, "place": 90},
 }
 PANELS = {"in-context": {"color": 60}, "ic-edit": {"done": 60}, "try-on": {"done": 60, "kept": 65}}
-MASKED_EDIT_BAR = 65
+MASKED_EDIT_BAR = 75
 
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in SETS if chosen.name in BARS], ids=lambda chosen: chosen.name)
@@ -51,7 +51,7 @@ def test_redux_repeats_colour_and_background_without_a_word(chosen):
 
 @pytest.mark.parametrize(
     ("kind", "done", "kept"),
-    [("recolour", 85, 65), ("background", 95, 60), ("remove", 75, 85), ("keep", 95, 90)],
+    [("recolour", 90, 65), ("background", 95, 60), ("remove", 75, 85), ("size", 90, 65), ("keep", 95, 90)],
 )
 def test_the_named_change_is_done_and_the_rest_kept(kind, done, kept):
     """Pairs of colour and shape that training never saw; the model is still young (docs/tiny-model.md)."""
@@ -60,15 +60,15 @@ def test_the_named_change_is_done_and_the_rest_kept(kind, done, kept):
 
 
 def test_a_masked_edit_puts_the_reference_into_the_mask_and_leaves_the_rest():
-    shares = evaluate_masked_edit(FEW, GUIDANCE)
+    shares = evaluate_masked_edit(EDITS, GUIDANCE)
     assert shares["outside"] == 0
-    assert shares["color"] >= MASKED_EDIT_BAR, shares
+    assert shares["both"] >= MASKED_EDIT_BAR, shares
 
 
 def test_turns_on_latents_lose_less_than_turns_on_pictures():
     latents, pictures = drift(count=FEW, turns=6, guidance=GUIDANCE)
     assert latents[0] == pytest.approx(pictures[0], abs=0.05), "the first turn is the same"
-    assert latents[-1] > pictures[-1], (latents, pictures)
+    assert all(on_latents > on_pictures for on_latents, on_pictures in zip(latents[1:], pictures[1:], strict=True))
 
 
 @pytest.mark.parametrize("task", PANELS)
