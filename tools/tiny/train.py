@@ -17,7 +17,8 @@ before, where it ran.
 control: a map as 64 more input channels, of edges or of depth: one transformer reads both kinds.
 controlnet, upscaler: a ControlNet reads edges, or the coarse picture; it alone trains.
 in-context, ic-edit, try-on: adapters (LoRA) for pictures of two panels, of the base and of fill.
-fill-distill: the same as distill, for the variant. kontext-distill: its own guidance, by words and by references.
+fill-distill: the same as distill, for the variant.
+kontext-distill, in-context-distill (with `--added`): their own guidance, by words and by pictures.
 inside: once more the base, so that what works inside its joint blocks does (`inside.py`).
 """
 
@@ -72,7 +73,8 @@ SEE_FILE = WORK / "see.pt"  # of `see.py`
 MUON_RATE, ADAM_RATE = 2e-3, 1.2e-3
 GLIMPSE_WEIGHT, PLACE_WEIGHT, SPILL_WEIGHT, CONCEPT_WEIGHT = 0.1, 0.3, 3.0, 0.1
 BESIDE_WEIGHT = 0.3  # of what an adapter for panels knows
-BOLDER, TRUER = 0.7, 0.5  # how far a guided edit goes towards the words, and towards the references
+# How far a guided edit goes towards the words, towards the references, and towards the panel beside.
+BOLDER, TRUER, TRUER_BESIDE = 0.7, 0.5, 1.0
 DISTANCES, DISTANCE_FACTOR = "relative_attention_bias", 25.0  # "the next place word" takes biases of several units
 TEXTS = 192  # captions without pictures in each step
 SHOWN = {"control": ("canny", "depth"), "controlnet": ("canny",), "upscaler": ("coarse",)}  # maps of a variant
@@ -145,6 +147,7 @@ CONTROLNET = Stage(
     after="distill", minutes=15, variant="controlnet", keep=0.99, warm_up=50, frozen=PARTS, added="controlnet"
 )
 BRIEF = {"rate": 0.3, "flat": 0.2, "keep": 0.99, "warm_up": 30, "guided": True, "guidance_high": GUIDANCE_HIGH}
+BRIEF_BESIDE = BRIEF | {"rate": 0.6, "keep": 0.97, "warm_up": 10}
 STAGES = {
     "base": Stage(after=None, minutes=80),
     "distill": Stage(after="base", minutes=14, **BRIEF),
@@ -158,6 +161,7 @@ STAGES = {
     "controlnet": CONTROLNET,
     "upscaler": replace(CONTROLNET, variant="upscaler"),
     "in-context": replace(PANELS, after="distill", variant="in-context", extra_channels=0),
+    "in-context-distill": replace(PANELS, after="distill", variant="in-context", extra_channels=0, **BRIEF_BESIDE),
     "ic-edit": replace(PANELS, words="kontext"),
     "try-on": replace(PANELS, variant="try-on"),
 }
@@ -229,19 +233,23 @@ def edited_target(
 ) -> Tensor:
     """v + 0.7 (v - v("")) + 0.5 (v - v(references half in noise)): the edit is done, and what it leaves is kept.
 
-    The teacher's guidance is the student's.
+    In-context: 1 (v - v(the known panel as pure noise)). The teacher's guidance is the student's.
     """
     blank = [part.repeat(len(x), 1) for part in empty_like(batch, empty)]
-    dim = torch.lerp(batch.references, torch.randn_like(batch.references), 0.5)
+    inputs, seen, truer = x.repeat(3, 1, 1), None, TRUER_BESIDE
+    if batch.references is None:
+        inputs[-len(x) :] = torch.where(batch.known[..., None], torch.randn_like(x), x)
+    else:
+        dim = torch.lerp(batch.references, torch.randn_like(batch.references), 0.5)
+        seen, truer = torch.cat([batch.references, batch.references, dim]), TRUER
     with torch.no_grad():
         text, pooled = teacher.describe(
             torch.cat([batch.t5_ids, blank[0], batch.t5_ids]), torch.cat([batch.clip_ids, blank[1], batch.clip_ids])
         )
-        thrice = x.repeat(3, 1, 1), time.repeat(3), guidance.repeat(3)
-        seen = torch.cat([batch.references, batch.references, dim])
-        velocities, _ = teacher.velocity(*thrice, text, pooled, references=seen)
+        thrice, size = (inputs, time.repeat(3), guidance.repeat(3)), (SIDE // 16, x.shape[1] // (SIDE // 16))
+        velocities, _ = teacher.velocity(*thrice, text, pooled, *size, references=seen)
     said, unsaid, unseen = velocities.float().chunk(3)
-    return said + BOLDER * (said - unsaid) + TRUER * (said - unseen)
+    return said + BOLDER * (said - unsaid) + truer * (said - unseen)
 
 
 def empty_like(batch: Batch, empty: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -268,7 +276,7 @@ class Trainer:
         if state is not None:
             self.networks.load_state_dict(state["networks"])
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
-        self.teacher: Networks | None = self._teacher(start) if self.stage.guided else None
+        self.teacher: Networks | None = self._teacher(start, added) if self.stage.guided else None
         self.optimizers = self._optimizers()
         if state is not None:
             self._resume(state)
@@ -289,12 +297,15 @@ class Trainer:
             optimizer.load_state_dict(stored)
         self.step, self.spent = state["step"], state["spent"]
 
-    def _teacher(self, start: Path | None) -> Networks:
+    def _teacher(self, start: Path | None, added: Path | None) -> Networks:
         teacher = new_networks(self.stage)
         if start is not None:
             teacher.load_parts(start)
         else:
             load_average(teacher, self.stage.after)
+        if added is not None:
+            teacher.add(self.stage.added)
+            teacher.load_added(self.stage.added, added)
         return teacher.requires_grad_(False)
 
     def _optimizers(self) -> tuple[Muon, torch.optim.AdamW]:
@@ -428,7 +439,7 @@ def flow_step(
     with mixed():
         target = noise - batch.clean
         if teacher is not None:
-            guide = guided_target if batch.references is None else edited_target
+            guide = guided_target if batch.references is None and batch.known is None else edited_target
             target = guide(teacher, inputs, times, guidance, batch, empty)
         losses = objective(inputs, times, guidance, batch, target)
     losses[0].backward()
@@ -497,7 +508,9 @@ def batches(stage: str, size: int, networks: Networks) -> tuple[Callable[[], Bat
     if plan.variant == "fill":
         return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size, plan.extra_channels), None
     if plan.added == "lora":
-        return partial(fill_batch, torch.load(panels_file(stage), weights_only=True), size, plan.extra_channels), None
+        return partial(
+            fill_batch, torch.load(panels_file(plan.variant), weights_only=True), size, plan.extra_channels
+        ), None
     if plan.variant == "kontext":
         pairs = torch.load(PAIRS_FILE, weights_only=True)
         texts = partial(draw_texts, pairs["t5_ids"], pairs["roles"], TEXTS // 2)
