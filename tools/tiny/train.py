@@ -142,6 +142,7 @@ PANELS = Stage(
     added="lora",
     text_tokens=PANEL_LENGTHS[0],
 )
+IN_CONTEXT = replace(PANELS, after="distill", variant="in-context", extra_channels=0)
 CONTROL = replace(FILL, minutes=20, variant="control", extra_channels=64)
 CONTROLNET = Stage(
     after="distill", minutes=15, variant="controlnet", keep=0.99, warm_up=50, frozen=PARTS, added="controlnet"
@@ -160,8 +161,8 @@ STAGES = {
     "control": CONTROL,
     "controlnet": CONTROLNET,
     "upscaler": replace(CONTROLNET, variant="upscaler"),
-    "in-context": replace(PANELS, after="distill", variant="in-context", extra_channels=0),
-    "in-context-distill": replace(PANELS, after="distill", variant="in-context", extra_channels=0, **BRIEF_BESIDE),
+    "in-context": IN_CONTEXT,
+    "in-context-distill": replace(IN_CONTEXT, **BRIEF_BESIDE),
     "ic-edit": replace(PANELS, words="kontext"),
     "try-on": replace(PANELS, variant="try-on"),
 }
@@ -218,9 +219,8 @@ def guided_target(
 
     The teacher's own guidance is off.
     """
-    blank = [part.repeat(len(x), 1) for part in empty_like(batch, empty)]
     with torch.no_grad():
-        text, pooled = teacher.describe(torch.cat([batch.t5_ids, blank[0]]), torch.cat([batch.clip_ids, blank[1]]))
+        text, pooled = told_and_untold(teacher, batch, empty)
         twice = x.repeat(2, 1, 1), time.repeat(2), torch.ones_like(guidance).repeat(2)
         both, _ = teacher.velocity(*twice, text, pooled)
     said, unsaid = both.float().chunk(2)
@@ -235,7 +235,6 @@ def edited_target(
 
     In-context: 1 (v - v(the known panel as pure noise)). The teacher's guidance is the student's.
     """
-    blank = [part.repeat(len(x), 1) for part in empty_like(batch, empty)]
     inputs, seen, truer = x.repeat(3, 1, 1), None, TRUER_BESIDE
     if batch.references is None:
         inputs[-len(x) :] = torch.where(batch.known[..., None], torch.randn_like(x), x)
@@ -243,18 +242,18 @@ def edited_target(
         dim = torch.lerp(batch.references, torch.randn_like(batch.references), 0.5)
         seen, truer = torch.cat([batch.references, batch.references, dim]), TRUER
     with torch.no_grad():
-        text, pooled = teacher.describe(
-            torch.cat([batch.t5_ids, blank[0], batch.t5_ids]), torch.cat([batch.clip_ids, blank[1], batch.clip_ids])
-        )
+        text, pooled = (torch.cat([said, said[: len(x)]]) for said in told_and_untold(teacher, batch, empty))
         thrice, size = (inputs, time.repeat(3), guidance.repeat(3)), (SIDE // 16, x.shape[1] // (SIDE // 16))
         velocities, _ = teacher.velocity(*thrice, text, pooled, *size, references=seen)
     said, unsaid, unseen = velocities.float().chunk(3)
     return said + BOLDER * (said - unsaid) + truer * (said - unseen)
 
 
-def empty_like(batch: Batch, empty: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """T5 ids (1, T) and CLIP ids (1, 77) of "", padded as those of the batch."""
-    return repad(empty[0][None], batch.t5_ids.shape[1]), empty[1][None]
+def told_and_untold(teacher: Networks, batch: Batch, empty: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Text states (2 B, T, WIDTH) and pooled vectors (2 B, WIDTH): of the batch's words, then of as many ""."""
+    count, length = batch.t5_ids.shape
+    t5_ids = torch.cat([batch.t5_ids, repad(empty[0][None], length).expand(count, -1)])
+    return teacher.describe(t5_ids, torch.cat([batch.clip_ids, empty[1].expand(count, -1)]))
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -505,12 +504,9 @@ def begin_copying(trainer: Trainer, batch: Batch) -> None:
 def batches(stage: str, size: int, networks: Networks) -> tuple[Callable[[], Batch], Texts | None]:
     """What draws the next batch of a stage, and captions alone while the text encoders train."""
     plan = STAGES[stage]
-    if plan.variant == "fill":
-        return partial(fill_batch, torch.load(HOLES_FILE, weights_only=True), size, plan.extra_channels), None
-    if plan.added == "lora":
-        return partial(
-            fill_batch, torch.load(panels_file(plan.variant), weights_only=True), size, plan.extra_channels
-        ), None
+    if plan.variant == "fill" or plan.added == "lora":
+        file = panels_file(plan.variant) if plan.added else HOLES_FILE
+        return partial(fill_batch, torch.load(file, weights_only=True), size, plan.extra_channels), None
     if plan.variant == "kontext":
         pairs = torch.load(PAIRS_FILE, weights_only=True)
         texts = partial(draw_texts, pairs["t5_ids"], pairs["roles"], TEXTS // 2)
